@@ -1,0 +1,66 @@
+"""What a format reader finds in a file: a tree of plain values in which tensors are only described.
+
+The readers (`safetensors_file`, `torch_file`) make it, `state_dicts` searches it; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from swatool.tensors import DType, StoredTensor
+
+__all__ = ["Contents", "Opaque", "TensorDescriptor", "UnsupportedTensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDescriptor:
+    """A tensor as a pickle describes it: a view of a storage that lies elsewhere in the file.
+
+    Attributes:
+        dtype: element type.
+        shape: length of each dimension.
+        strides: distance in elements between neighbours along each dimension.
+        storage: key of the storage.
+        storage_nbytes: length of the storage, as the pickle claims it.
+        offset: elements from the beginning of the storage to the first element.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage: str
+    storage_nbytes: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnsupportedTensor:
+    """A tensor of a kind that cannot be averaged from its bytes: sparse, quantized, meta, a subclass."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """An object of a class that was not looked up: inert, known by the class's name only."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a file holds, with nothing read but its descriptions.
+
+    Attributes:
+        format: the format's name for people, such as `torch zip`.
+        root: dicts (keys str or int), lists, tuples, numbers, strings, None, and the three classes above or
+            StoredTensor as leaves. It may be cyclic and of any depth: whoever walks it must guard himself.
+        locate: gives the bytes of a tensor leaf of this tree; CheckpointError if the leaf lies about them.
+        metadata: strings that the format keeps beside the tensors.
+    """
+
+    format: str
+    root: object
+    locate: Callable[[TensorDescriptor | StoredTensor], StoredTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,115 @@
+"""A local file as a source: opened once, checked to be a regular file, read by position, never mapped.
+
+Mapping would be slower (page faults) and would kill the process with SIGBUS if the file shrank.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from swatool.errors import CheckpointError, printable
+from swatool.tensors import Buffer
+
+__all__ = ["LocalFile"]
+
+MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
+
+
+class Identity(NamedTuple):
+    """What changes when a file is replaced, truncated or written to."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class LocalFile:
+    """A regular file that stays open; a Source."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file without waiting; CheckpointError if it is missing or not a regular file."""
+        self.path = os.fspath(path)
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self.path, flags)
+        except OSError as error:
+            raise CheckpointError(f"cannot open {printable(self.path)}: {error.strerror}") from error
+        try:
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{printable(self.path)} is not a regular file; give a checkpoint file")
+        except BaseException:
+            self.close()
+            raise
+        self._identity = _identity(status)
+        self.size = status.st_size
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Device and inode: equal for two names of one file."""
+        return self._identity.device, self._identity.inode
+
+    @property
+    def mtime_ns(self) -> int:
+        """Time of last modification, in nanoseconds, when the file was opened."""
+        return self._identity.mtime_ns
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return exactly `nbytes` bytes from `offset`."""
+        buffer = bytearray(nbytes)
+        self.read_into([buffer], offset)
+        return bytes(buffer)
+
+    def read_into(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """Fill the buffers one after the other from `offset`."""
+        for first in range(0, len(buffers), MAX_PIECES):
+            pieces = buffers[first : first + MAX_PIECES]
+            wanted = sum(map(len, pieces))
+            try:
+                got = os.preadv(self._descriptor, pieces, offset)
+                if got != wanted:
+                    self._read_rest(pieces, offset, got)
+            except OSError as error:
+                raise CheckpointError(
+                    f"reading {printable(self.path)} at byte {offset} failed: {error.strerror}"
+                ) from error
+            offset += wanted
+
+    def _read_rest(self, pieces: Sequence[Buffer], offset: int, got: int) -> None:
+        """Go on after a short read, which is normal for large requests and tells of a file that shrank."""
+        done = 0
+        for piece in pieces:
+            view = memoryview(piece)
+            start = min(max(got - done, 0), len(view))
+            while start < len(view):
+                count = os.preadv(self._descriptor, [view[start:]], offset + done + start)
+                if count == 0:
+                    raise CheckpointError(
+                        f"{printable(self.path)} ends at byte {offset + done + start}, before the data it "
+                        "should hold: it is truncated or was changed while it was read"
+                    )
+                start += count
+            done += len(view)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file was written to or truncated since it was opened."""
+        if _identity(os.fstat(self._descriptor)) != self._identity:
+            raise CheckpointError(
+                f"{printable(self.path)} changed while it was read: average a finished copy of it"
+            )
+
+    def close(self) -> None:
+        """Close the file; more than once is harmless."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,0 +1,86 @@
+"""Every error that swatool raises on purpose, sorted by what the caller can do about it.
+
+    SwatoolError             anything below; `exit_code` is what the command line returns
+    ├── UsageError        2  the request itself is refused: change the arguments
+    ├── CheckpointError   3  an input is bad, or changed while it was read: replace the file
+    ├── MismatchError     4  the inputs do not match each other or the model: choose other inputs
+    ├── OutputError       5  the output or the system failed: make room, change permissions
+    └── CheckFailedError  6  a check that was asked for did not hold
+
+Each message is one sentence that says what is wrong, in which file and tensor, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+__all__ = [
+    "CheckFailedError",
+    "CheckpointError",
+    "MismatchError",
+    "OutputError",
+    "SwatoolError",
+    "UsageError",
+    "printable",
+]
+
+SHOWN_DIFFERENCES = 20
+SHOWN_CHARACTERS = 80
+
+
+class SwatoolError(Exception):
+    """Base of all errors that swatool raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(SwatoolError):
+    """The request cannot be carried out as it was made."""
+
+    exit_code = 2
+
+
+class CheckpointError(SwatoolError):
+    """An input file is missing, damaged, hostile, of another format, or changed while it was read."""
+
+    exit_code = 3
+
+
+class MismatchError(SwatoolError):
+    """The inputs do not match each other or the model.
+
+    Attributes:
+        differences: every difference that was found, one sentence each; the message shows the first 20.
+    """
+
+    exit_code = 4
+
+    def __init__(self, summary: str, differences: Sequence[str] = ()) -> None:
+        self.differences = tuple(differences)
+        shown = self.differences[:SHOWN_DIFFERENCES]
+        hidden = len(self.differences) - len(shown)
+        lines = [summary, *(f"  {difference}" for difference in shown)]
+        if hidden:
+            lines.append(f"  ... and {hidden} more")
+        super().__init__("\n".join(lines))
+
+
+class OutputError(SwatoolError):
+    """The output could not be written, or the system failed while it was."""
+
+    exit_code = 5
+
+
+class CheckFailedError(SwatoolError):
+    """A check that the caller asked for did not hold."""
+
+    exit_code = 6
+
+
+def printable(text: object) -> str:
+    """Return a name that came from a file in quotes, escaped and cut, so that it cannot drive a terminal."""
+    shown = ascii(str(text))
+    if len(shown) > SHOWN_CHARACTERS:
+        shown = shown[: SHOWN_CHARACTERS - 4] + "..." + shown[-1]
+    return shown
