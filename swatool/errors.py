@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SHOWN_DIFFERENCES = 20
-SHOWN_CHARACTERS = 80
+SHOWN_CHARACTERS = 160
 
 
 class SwatoolError(Exception):
@@ -79,8 +79,12 @@ class CheckFailedError(SwatoolError):
 
 
 def printable(text: object) -> str:
-    """Return a name that came from a file in quotes, escaped and cut, so that it cannot drive a terminal."""
-    shown = ascii(str(text))
+    """Return a name in quotes, with what is not printable escaped and the middle cut out if it is long.
+
+    Names come from files, and must not be able to drive a terminal.
+    """
+    shown = repr(str(text))
     if len(shown) > SHOWN_CHARACTERS:
-        shown = shown[: SHOWN_CHARACTERS - 4] + "..." + shown[-1]
+        half = SHOWN_CHARACTERS // 2 - 2
+        shown = f"{shown[:half]}...{shown[-half:]}"
     return shown

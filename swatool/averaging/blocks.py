@@ -1,0 +1,200 @@
+"""Cutting a plan into blocks: spans of output bytes small enough for the CPU cache, and what fills them.
+
+Pure: from the plan and the places of its tensors in the output to an iterator of blocks. Neighbouring small
+tensors share a block, so that ten thousand of them cost as little as one large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from swatool.averaging.plan import Plan, PlannedTensor, Treatment
+from swatool.checkpoints.opening import Checkpoint
+from swatool.tensors import Extent, Source, StoredTensor, c_strides
+
+__all__ = ["Block", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
+
+LARGEST_GAP = 4096  # bytes between two tensors in a file that are cheaper read than skipped
+# Large enough that the interpreter lock and the system calls cost little, small enough for the cache.
+LARGEST_BLOCK = 256 * 1024
+SMALLEST_BLOCK = 4 * 1024
+MEMORY_BUDGET = 24 * 2**20  # bytes, of all workers together
+ROWS = 4  # checkpoints that a worker holds at a time, at most
+
+
+class Segment(NamedTuple):
+    """A run of `length` elements of one tensor in C order, from element `start`."""
+
+    tensor: PlannedTensor
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The unit of work.
+
+    Attributes:
+        treatment: what is done with its elements.
+        segments: what they are; a block with a strided tensor holds nothing else.
+        count: number of elements.
+        offset: where the first byte goes in the output.
+        strided: whether some checkpoint stores them out of order.
+    """
+
+    treatment: Treatment
+    segments: tuple[Segment, ...]
+    count: int
+    offset: int
+    strided: bool = False
+
+
+class Read(NamedTuple):
+    """One ranged read that fills several pieces of a row: (length, whether it is kept) each."""
+
+    source: Source
+    offset: int
+    pieces: tuple[tuple[int, bool], ...]
+
+
+class Window(NamedTuple):
+    """The span of a file in which a strided segment's elements lie, and how they lie in it."""
+
+    extent: Extent
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block]:
+    """Yield blocks of at most `elements` elements, in the order of the output.
+
+    Only a tensor that is stored transposed, so that its rows interleave, is taken whole, whatever its size.
+
+    Args:
+        plan: what is to be computed.
+        offsets: position of each tensor in the output, in its order.
+        elements: size of a block.
+    """
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    strided = {name for c in plan.checkpoints for name, t in c.tensors.items() if t.strides is not None}
+    run: list[tuple[PlannedTensor, int]] = []
+    end = 0
+    for name, offset in offsets.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.numel == 0:
+            continue
+        if run and (offset != end or tensor.treatment is not run[0][0].treatment or name in strided):
+            yield from _cut_run(run, elements)
+            run = []
+        if name in strided:
+            yield from _strided_blocks(plan, tensor, offset, elements)
+        else:
+            run.append((tensor, offset))
+            end = offset + tensor.numel * tensor.treatment.dtype.itemsize
+    yield from _cut_run(run, elements)
+
+
+def _cut_run(run: Sequence[tuple[PlannedTensor, int]], elements: int) -> Iterator[Block]:
+    """Cut neighbours of one treatment, which follow each other in the output without a gap."""
+    segments: list[Segment] = []
+    filled = 0
+    position = run[0][1] if run else 0
+    for tensor, _ in run:
+        start = 0
+        while start < tensor.numel:
+            count = min(tensor.numel - start, elements - filled)
+            segments.append(Segment(tensor, start, count))
+            start, filled = start + count, filled + count
+            if filled == elements:
+                yield Block(tensor.treatment, tuple(segments), filled, position)
+                position += filled * tensor.treatment.dtype.itemsize
+                segments, filled = [], 0
+    if segments:
+        yield Block(segments[0].tensor.treatment, tuple(segments), filled, position)
+
+
+def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: int) -> Iterator[Block]:
+    """Cut along the first dimension where its rows lie apart in every file."""
+    rows = tensor.shape[0]
+    row = tensor.numel // rows
+    stored = [plan.checkpoints[i.checkpoint].tensors[tensor.name] for i in tensor.treatment.inputs]
+    spans = [_row_span(one) for one in stored]
+    step = max(1, elements // max(row, *spans)) if all(spans) else rows
+    for start in range(0, rows, step):
+        count = (min(start + step, rows) - start) * row
+        place = offset + start * row * tensor.treatment.dtype.itemsize
+        yield Block(tensor.treatment, (Segment(tensor, start * row, count),), count, place, strided=True)
+
+
+def _row_span(stored: StoredTensor) -> int:
+    """Return the elements from one row to the next, or 0 where rows interleave."""
+    strides = stored.strides or c_strides(stored.shape)
+    touched = 1 + sum((n - 1) * s for n, s in zip(stored.shape[1:], strides[1:], strict=True))
+    return strides[0] if strides[0] >= touched else 0
+
+
+def window(block: Block, stored: StoredTensor) -> Window | None:
+    """Return where a strided block's elements lie in one checkpoint; None if they lie in C order there."""
+    strides = stored.strides
+    if strides is None:
+        return None
+    (segment,) = block.segments
+    row = stored.numel // stored.shape[0]
+    shape = (segment.length // row, *stored.shape[1:])
+    itemsize = stored.dtype.itemsize
+    touched = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    source, offset, _ = stored.extents[0]
+    skipped = segment.start // row * strides[0] * itemsize
+    return Window(Extent(source, offset + skipped, touched * itemsize), shape, strides)
+
+
+def reads(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[Read]:
+    """Yield the reads that bring the segments' bytes from one checkpoint, neighbours joined."""
+    source: Source | None = None
+    begin = end = 0
+    pieces: list[tuple[int, bool]] = []
+    for extent in _ranges(segments, checkpoint):
+        gap = extent.offset - end
+        if extent.source is source and 0 <= gap <= LARGEST_GAP:
+            if gap:
+                pieces.append((gap, False))
+                pieces.append((extent.nbytes, True))
+            else:
+                pieces[-1] = (pieces[-1][0] + extent.nbytes, True)
+        else:
+            if source is not None:
+                yield Read(source, begin, tuple(pieces))
+            source, begin, pieces = extent.source, extent.offset, [(extent.nbytes, True)]
+        end = extent.offset + extent.nbytes
+    if source is not None:
+        yield Read(source, begin, tuple(pieces))
+
+
+def _ranges(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[Extent]:
+    """Yield the byte ranges of segments of C-ordered tensors."""
+    for tensor, start, count in segments:
+        stored = checkpoint.tensors[tensor.name]
+        skip, wanted = start * stored.dtype.itemsize, count * stored.dtype.itemsize
+        for source, offset, nbytes in stored.extents:
+            if skip < nbytes and wanted:
+                taken = min(nbytes - skip, wanted)
+                yield Extent(source, offset + skip, taken)
+                wanted -= taken
+            skip = max(skip - nbytes, 0)
+
+
+def block_elements(plan: Plan, threads: int) -> int:
+    """Return how many elements a block has, so that all workers' memory together stays within its budget."""
+    per_element = max((_bytes_per_element(t.treatment) for t in plan.tensors), default=1)
+    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, MEMORY_BUDGET // (threads * per_element)))
+
+
+def _bytes_per_element(treatment: Treatment) -> int:
+    """Memory for a few rows as read, as widened, for the sums and for the result."""
+    itemsize = max(one.dtype.itemsize for one in treatment.inputs)
+    wide = 0 if not treatment.averages else 8 if treatment.accumulator == "float64" else 4
+    if treatment.inputs[0].dtype.kind == "complex":
+        wide *= 2
+    return ROWS * (itemsize + wide) + wide + treatment.dtype.itemsize

@@ -1,0 +1,327 @@
+"""The plan: everything that is decided before the first weight is read, as frozen data.
+
+It matches the checkpoints' tensors, decides what is done with each (average, copy, drop), and says in which
+type and order they are written. `blocks.cut` turns it into units of work.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from swatool.checkpoints.opening import Checkpoint
+from swatool.errors import MismatchError, UsageError, printable
+from swatool.tensors import DTYPES, DType, StoredTensor
+
+__all__ = ["Action", "Input", "Plan", "PlannedTensor", "Policies", "Treatment", "make_plan"]
+
+CHOICES = {
+    "match": ("exact", "intersection", "union"),
+    "integers": ("last", "first", "equal"),
+    "tied": ("keep", "drop"),
+    "dtype": ("same", "float32", "bfloat16", "float16"),
+    "accumulate": ("auto", "float32", "float64"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policies:
+    """What is done where the checkpoints, or the types of their tensors, leave a choice.
+
+    Attributes:
+        match: names that only some checkpoints have: `exact` refuses them, `intersection` drops them, `union`
+            averages them over the checkpoints that have them.
+        integers: integer and bool tensors are never averaged: `last` and `first` copy that checkpoint's,
+            `equal` demands that all agree.
+        tied: tensors that share their bytes: `keep` writes them under each name, `drop` under the first and
+            notes the other names as safetensors' own `save_model` does.
+        exclude: glob patterns of names that are copied from the last checkpoint instead of averaged.
+        dtype: type in which averages are written; `same` is each tensor's own. Checkpoints whose types
+            differ can only be averaged with a type named here. Complex tensors become complex64.
+        accumulate: type of the sums; `auto` is float64 for float64 and complex128 tensors, else float32.
+        allow_nonfinite: write NaN and Inf instead of refusing them.
+    """
+
+    match: str = "exact"
+    integers: str = "last"
+    tied: str = "keep"
+    exclude: tuple[str, ...] = ()
+    dtype: str = "same"
+    accumulate: str = "auto"
+    allow_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"--{name} must be one of {', '.join(choices)}, not {printable(getattr(self, name))}"
+                )
+
+
+class Action(Enum):
+    """What is done with a tensor."""
+
+    AVERAGE = "average"
+    COPY_LAST = "copy from the last"
+    COPY_FIRST = "copy from the first"
+    MUST_EQUAL = "must be equal"
+    EXCLUDED = "excluded, copy from the last"
+
+
+class Input(NamedTuple):
+    """One checkpoint's part in a tensor.
+
+    Attributes:
+        checkpoint: its place in the plan.
+        dtype: the tensor's type there.
+        coefficient: its factor in the average.
+    """
+
+    checkpoint: int
+    dtype: DType
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done with all tensors of one kind; neighbours with equal treatment share blocks.
+
+    Attributes:
+        action: average or copy.
+        inputs: the checkpoints that are read, oldest first.
+        dtype: type of the result.
+        accumulator: torch name of the type of the sums; empty for copies.
+    """
+
+    action: Action
+    inputs: tuple[Input, ...]
+    dtype: DType
+    accumulator: str
+
+    @property
+    def averages(self) -> bool:
+        """Whether arithmetic is done, rather than bytes compared and copied."""
+        return self.action is Action.AVERAGE
+
+
+class PlannedTensor(NamedTuple):
+    """A tensor of the output."""
+
+    name: str
+    shape: tuple[int, ...]
+    treatment: Treatment
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions about one average.
+
+    Attributes:
+        checkpoints: what is read, oldest first.
+        coefficients: their factors.
+        tensors: what is computed, in no particular order.
+        ties: for a name that shares another tensor's bytes, that tensor's name; such names are not computed.
+        dropped: names that are left out.
+        skipped: entries of the state dicts that are no tensors, and are left out, too.
+        warnings: sentences for the user.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    coefficients: tuple[float, ...]
+    tensors: tuple[PlannedTensor, ...]
+    ties: Mapping[str, str]
+    dropped: tuple[str, ...]
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], policies: Policies) -> Plan:
+    """Match the checkpoints and decide what is done with each tensor.
+
+    Raises:
+        MismatchError: names, shapes or types do not match; it carries every difference.
+        UsageError: a pattern of `exclude` matches nothing.
+    """
+    names, dropped, differences = _match_names(checkpoints, policies)
+    excluded = _excluded(names, policies.exclude)
+    ties = _ties(checkpoints, names)
+    treatments: dict[tuple[object, ...], Treatment] = {}
+    tensors: list[PlannedTensor] = []
+    for name in names:
+        stored = [(index, c.tensors[name]) for index, c in enumerate(checkpoints) if name in c.tensors]
+        found = _differences(name, stored, checkpoints, policies, name in excluded)
+        differences += found
+        if name in ties or found:
+            continue
+        key = (name in excluded, *((index, tensor.dtype) for index, tensor in stored))
+        if key not in treatments:
+            treatments[key] = _treatment(name, stored, coefficients, policies, name in excluded)
+        tensors.append(PlannedTensor(name, stored[0][1].shape, treatments[key]))
+    if differences:
+        raise MismatchError(f"the checkpoints do not match ({len(differences)} differences):", differences)
+    skipped = tuple(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.skipped))
+    return Plan(
+        checkpoints=tuple(checkpoints),
+        coefficients=tuple(coefficients),
+        tensors=tuple(tensors),
+        ties=ties,
+        dropped=tuple(dropped),
+        skipped=skipped,
+        warnings=tuple(_warnings(tensors, ties, dropped, skipped)),
+    )
+
+
+def _match_names(
+    checkpoints: Sequence[Checkpoint], policies: Policies
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the names to write, the names to drop, and what is wrong."""
+    everywhere = set(checkpoints[0].tensors).intersection(*(c.tensors for c in checkpoints[1:]))
+    union = list(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.tensors))
+    partial = [name for name in union if name not in everywhere]
+    if policies.match == "union":
+        return union, [], []
+    if policies.match == "intersection":
+        if not everywhere:
+            raise MismatchError("the checkpoints have no tensor name in common")
+        return [name for name in union if name in everywhere], partial, []
+    return (
+        [name for name in union if name in everywhere],
+        [],
+        [_missing(name, checkpoints) for name in partial],
+    )
+
+
+def _missing(name: str, checkpoints: Sequence[Checkpoint]) -> str:
+    lacking = [checkpoint.path for checkpoint in checkpoints if name not in checkpoint.tensors]
+    others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"{printable(name)} is missing in {printable(lacking[0])}{others}"
+
+
+def _excluded(names: Sequence[str], patterns: Iterable[str]) -> set[str]:
+    excluded: set[str] = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise UsageError(f"--exclude {printable(pattern)} matches no tensor")
+        excluded.update(matches)
+    return excluded
+
+
+def _ties(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> dict[str, str]:
+    """Find names that show the same bytes in every checkpoint, so that one of them can stand for all."""
+    by_place: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name in names:
+        stored = [checkpoint.tensors.get(name) for checkpoint in checkpoints]
+        # Extents hold open files, which compare by identity: equal means the same bytes.
+        place = tuple(
+            None if tensor is None else (tensor.dtype, tensor.shape, tensor.strides, tensor.extents)
+            for tensor in stored
+        )
+        if any(tensor is not None and not tensor.extents for tensor in stored):
+            continue
+        first = by_place.setdefault(place, name)
+        if first != name:
+            ties[name] = first
+    return ties
+
+
+def _differences(
+    name: str,
+    stored: Sequence[tuple[int, StoredTensor]],
+    checkpoints: Sequence[Checkpoint],
+    policies: Policies,
+    excluded: bool,
+) -> list[str]:
+    """Say how a tensor of later checkpoints differs from that of the first which has it."""
+    first_index, first = stored[0]
+    found: list[str] = []
+    for index, tensor in stored[1:]:
+        here, there = printable(checkpoints[index].path), printable(checkpoints[first_index].path)
+        if tensor.shape != first.shape:
+            found.append(
+                f"{printable(name)} has shape {list(tensor.shape)} in {here}, {list(first.shape)} in {there}"
+            )
+        elif tensor.dtype is not first.dtype and not excluded:
+            may_convert = tensor.dtype.averageable and first.dtype.averageable and policies.dtype != "same"
+            if not may_convert:
+                advice = "; name the output's type with --dtype" if tensor.dtype.averageable else ""
+                types = f"{tensor.dtype.name} in {here}, {first.dtype.name} in {there}"
+                found.append(f"{printable(name)} is {types}{advice}")
+    return found
+
+
+def _treatment(
+    name: str,
+    stored: Sequence[tuple[int, StoredTensor]],
+    coefficients: Sequence[float],
+    policies: Policies,
+    excluded: bool,
+) -> Treatment:
+    last_index, last = stored[-1]
+    if excluded:
+        return Treatment(Action.EXCLUDED, (Input(last_index, last.dtype, 1.0),), last.dtype, "")
+    if not last.dtype.averageable:
+        inputs = tuple(Input(index, tensor.dtype, 1.0) for index, tensor in stored)
+        actions = {"last": Action.COPY_LAST, "first": Action.COPY_FIRST, "equal": Action.MUST_EQUAL}
+        return Treatment(actions[policies.integers], inputs, last.dtype, "")
+    present = _renormalized(name, [coefficients[index] for index, _ in stored], coefficients)
+    return Treatment(
+        Action.AVERAGE,
+        tuple(Input(index, t.dtype, c) for (index, t), c in zip(stored, present, strict=True)),
+        _output_dtype([tensor.dtype for _, tensor in stored], policies.dtype),
+        _accumulator([tensor.dtype for _, tensor in stored], policies.accumulate),
+    )
+
+
+def _renormalized(name: str, present: Sequence[float], every: Sequence[float]) -> Sequence[float]:
+    """Scale the coefficients of the checkpoints that have a tensor so that they sum to what all sum to."""
+    if len(present) == len(every):
+        return present
+    total = math.fsum(present)
+    if abs(total) <= 1e-12 * math.fsum(map(abs, every)):
+        raise MismatchError(
+            f"the checkpoints that have {printable(name)} have a weight of zero together; exclude it, or use "
+            "--match intersection"
+        )
+    return [coefficient / total * math.fsum(every) for coefficient in present]
+
+
+def _output_dtype(dtypes: Sequence[DType], wanted: str) -> DType:
+    if wanted == "same":
+        return dtypes[0]
+    if any(dtype.kind == "complex" for dtype in dtypes):
+        return DTYPES["complex64"]
+    return DTYPES[wanted]
+
+
+def _accumulator(dtypes: Sequence[DType], wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "float64" if any(dtype.name in ("float64", "complex128") for dtype in dtypes) else "float32"
+
+
+def _warnings(
+    tensors: Sequence[PlannedTensor], ties: Mapping[str, str], dropped: Sequence[str], skipped: Sequence[str]
+) -> Iterable[str]:
+    if any(t.name.endswith("running_var") and t.treatment.averages for t in tensors):
+        yield (
+            "BatchNorm running statistics are averaged like weights; the true ones of the averaged model are "
+            "computed by recalibrating them on training data"
+        )
+    if dropped:
+        yield f"{len(dropped)} tensors that only some checkpoints have are dropped"
+    if skipped:
+        names = ", ".join(map(printable, skipped[:5]))
+        yield f"{len(skipped)} entries that are no tensors are dropped: {names}"
+    if not tensors and not ties:
+        yield "there is no tensor to write"

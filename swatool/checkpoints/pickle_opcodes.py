@@ -1,0 +1,393 @@
+"""What each opcode of a pickle does to the machine.
+
+Only opcodes that torch.save writes, by Python 3 with protocols 2 to 5 or by Python 2, are known. `pickle` is
+imported for their names and nothing else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+
+from swatool.checkpoints.contents import Opaque
+from swatool.checkpoints.pickle_globals import MalformedError, call, is_key, storage
+from swatool.checkpoints.pickle_machine import PickleMachine
+
+__all__ = ["HANDLERS", "STOP"]
+
+MAX_TEXT = 1 << 20  # longer texts are not materialised
+MAX_INTEGER = 255  # bytes; longer integers are not materialised
+MAX_PROTOCOL = 5
+FRAME_LENGTH = struct.Struct("<Q")
+STOP = pickle.STOP[0]
+
+LONG_TEXT = Opaque("builtins.str")
+LONG_INTEGER = Opaque("builtins.int")
+BYTES = Opaque("builtins.bytes")
+BYTEARRAY = Opaque("builtins.bytearray")
+SET = Opaque("builtins.set")
+FROZENSET = Opaque("builtins.frozenset")
+
+# Takes the machine and where the opcode's argument begins; returns where the next opcode begins.
+Handler = Callable[[PickleMachine, int], int]
+
+
+def _constant(value: object) -> Handler:
+    def push(machine: PickleMachine, position: int) -> int:
+        machine.stack.append(value)
+        return position
+
+    return push
+
+
+def _byte(machine: PickleMachine, position: int) -> int:
+    machine.stack.append(machine.data[position])
+    return position + 1
+
+
+def _number(layout: str) -> Handler:
+    read, size = _reader(layout)
+
+    def push(machine: PickleMachine, position: int) -> int:
+        machine.stack.append(read(machine.data, position)[0])
+        return position + size
+
+    return push
+
+
+def _text(layout: str) -> Handler:
+    read, size = _reader(layout)
+
+    def push(machine: PickleMachine, position: int) -> int:
+        start = position + size
+        end = machine.checked(start + read(machine.data, position)[0])
+        if end - start > MAX_TEXT:
+            machine.stack.append(LONG_TEXT)
+        else:
+            machine.stack.append(machine.data[start:end].decode())
+        return end
+
+    return push
+
+
+def _python2_string(layout: str) -> Handler:
+    """A text or bytes: Python 2 did not tell them apart."""
+    push_text = _text(layout)
+    push_bytes = _bytes(layout, BYTES)
+
+    def push(machine: PickleMachine, position: int) -> int:
+        try:
+            return push_text(machine, position)
+        except UnicodeDecodeError:
+            return push_bytes(machine, position)
+
+    return push
+
+
+def _bytes(layout: str, stand_in: Opaque) -> Handler:
+    read, size = _reader(layout)
+
+    def push(machine: PickleMachine, position: int) -> int:
+        end = machine.checked(position + size + read(machine.data, position)[0])
+        machine.stack.append(stand_in)
+        return end
+
+    return push
+
+
+def _long(layout: str) -> Handler:
+    read, size = _reader(layout)
+
+    def push(machine: PickleMachine, position: int) -> int:
+        start = position + size
+        end = machine.checked(start + read(machine.data, position)[0])
+        if end - start > MAX_INTEGER:
+            machine.stack.append(LONG_INTEGER)
+        else:
+            machine.stack.append(int.from_bytes(machine.data[start:end], "little", signed=True))
+        return end
+
+    return push
+
+
+def _text_integer(machine: PickleMachine, position: int) -> int:
+    """What Python 2 wrote for integers of more than 32 bits."""
+    line, position = machine.line(position)
+    if len(line) > 20 or not (line.isascii() and line.removeprefix("-").isdigit()):
+        raise MalformedError("holds a number that is none")
+    machine.stack.append(int(line))
+    return position
+
+
+def _store(layout: str) -> Handler:
+    read, size = _reader(layout)
+
+    def store(machine: PickleMachine, position: int) -> int:
+        machine.memo[read(machine.data, position)[0]] = machine.stack[-1]
+        return position + size
+
+    return store
+
+
+def _memoize(machine: PickleMachine, position: int) -> int:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+    return position
+
+
+def _recall(layout: str) -> Handler:
+    read, size = _reader(layout)
+
+    def recall(machine: PickleMachine, position: int) -> int:
+        machine.stack.append(machine.memo[read(machine.data, position)[0]])
+        return position + size
+
+    return recall
+
+
+def _recall_byte(machine: PickleMachine, position: int) -> int:
+    machine.stack.append(machine.memo[machine.data[position]])
+    return position + 1
+
+
+def _reader(layout: str) -> tuple[Callable[[bytes, int], tuple[int, ...]], int]:
+    packed = struct.Struct(layout)
+    return packed.unpack_from, packed.size
+
+
+def _mark(machine: PickleMachine, position: int) -> int:
+    machine.outer_stacks.append(machine.stack)
+    machine.stack = []
+    return position
+
+
+def _pop(machine: PickleMachine, position: int) -> int:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.since_mark()
+    return position
+
+
+def _pop_mark(machine: PickleMachine, position: int) -> int:
+    machine.since_mark()
+    return position
+
+
+def _duplicate(machine: PickleMachine, position: int) -> int:
+    machine.stack.append(machine.stack[-1])
+    return position
+
+
+def _empty_list(machine: PickleMachine, position: int) -> int:
+    machine.stack.append([])
+    return position
+
+
+def _empty_dict(machine: PickleMachine, position: int) -> int:
+    machine.stack.append({})
+    return position
+
+
+def _tuple(machine: PickleMachine, position: int) -> int:
+    items = machine.since_mark()
+    machine.stack.append(tuple(items))
+    return position
+
+
+def _tuple1(machine: PickleMachine, position: int) -> int:
+    stack = machine.stack
+    stack[-1] = (stack[-1],)
+    return position
+
+
+def _tuple2(machine: PickleMachine, position: int) -> int:
+    stack = machine.stack
+    last = stack.pop()
+    stack[-1] = (stack[-1], last)
+    return position
+
+
+def _tuple3(machine: PickleMachine, position: int) -> int:
+    stack = machine.stack
+    last = stack.pop()
+    middle = stack.pop()
+    stack[-1] = (stack[-1], middle, last)
+    return position
+
+
+def _frozenset(machine: PickleMachine, position: int) -> int:
+    machine.since_mark()
+    machine.stack.append(FROZENSET)
+    return position
+
+
+def _append(machine: PickleMachine, position: int) -> int:
+    item = machine.stack.pop()
+    _extend(machine.stack[-1], [item])
+    return position
+
+
+def _appends(machine: PickleMachine, position: int) -> int:
+    items = machine.since_mark()
+    _extend(machine.stack[-1], items)
+    return position
+
+
+def _extend(target: object, items: list[object]) -> None:
+    if type(target) is list:
+        target.extend(items)
+    elif not isinstance(target, Opaque):
+        raise MalformedError("appends to something that is not a list")
+
+
+def _add_items(machine: PickleMachine, position: int) -> int:
+    machine.since_mark()
+    if not isinstance(machine.stack[-1], Opaque):
+        raise MalformedError("adds to something that is not a set")
+    return position
+
+
+def _set_item(machine: PickleMachine, position: int) -> int:
+    value = machine.stack.pop()
+    key = machine.stack.pop()
+    _update(machine.stack[-1], [key, value])
+    return position
+
+
+def _set_items(machine: PickleMachine, position: int) -> int:
+    items = machine.since_mark()
+    _update(machine.stack[-1], items)
+    return position
+
+
+def _update(target: object, items: list[object]) -> None:
+    if len(items) % 2:
+        raise MalformedError("sets a key without a value")
+    if type(target) is dict:
+        for index in range(0, len(items), 2):
+            key = items[index]
+            if is_key(key):
+                target[key] = items[index + 1]
+    elif not isinstance(target, Opaque):
+        raise MalformedError("sets items of something that is not a dict")
+
+
+def _global(machine: PickleMachine, position: int) -> int:
+    module, position = machine.line(position)
+    name, position = machine.line(position)
+    machine.stack.append(machine.name(module, name))
+    return position
+
+
+def _stack_global(machine: PickleMachine, position: int) -> int:
+    name = machine.stack.pop()
+    module = machine.stack.pop()
+    machine.stack.append(machine.name(module, name))
+    return position
+
+
+def _reduce(machine: PickleMachine, position: int) -> int:
+    arguments = machine.stack.pop()
+    function = machine.stack[-1]
+    if type(arguments) is not tuple or not isinstance(function, Opaque):
+        raise MalformedError("calls something that is not a function")
+    machine.stack[-1] = call(function, arguments)
+    return position
+
+
+def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
+    machine.stack.pop()
+    machine.stack.pop()
+    if not isinstance(machine.stack[-1], Opaque):
+        raise MalformedError("makes an object of something that is not a class")
+    return position
+
+
+def _build(machine: PickleMachine, position: int) -> int:
+    """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights."""
+    machine.stack.pop()
+    if not machine.stack:
+        raise IndexError
+    return position
+
+
+def _persistent(machine: PickleMachine, position: int) -> int:
+    machine.stack[-1] = storage(machine.stack[-1])
+    return position
+
+
+def _stop(_machine: PickleMachine, position: int) -> int:
+    return position
+
+
+def _protocol(machine: PickleMachine, position: int) -> int:
+    if machine.data[position] > MAX_PROTOCOL:
+        raise MalformedError(f"has protocol {machine.data[position]}")
+    return position + 1
+
+
+def _frame(machine: PickleMachine, position: int) -> int:
+    machine.checked(position + 8 + FRAME_LENGTH.unpack_from(machine.data, position)[0])
+    return position + 8
+
+
+def _unknown(machine: PickleMachine, position: int) -> int:
+    raise MalformedError(f"uses opcode {machine.data[position - 1]:#04x}, which torch.save does not write")
+
+
+OPCODES: Mapping[bytes, Handler] = {
+    pickle.PROTO: _protocol,
+    pickle.FRAME: _frame,
+    pickle.STOP: _stop,
+    pickle.NONE: _constant(None),
+    pickle.NEWTRUE: _constant(True),
+    pickle.NEWFALSE: _constant(False),
+    pickle.BININT: _number("<i"),
+    pickle.BININT1: _byte,
+    pickle.BININT2: _number("<H"),
+    pickle.BINFLOAT: _number(">d"),
+    pickle.INT: _text_integer,
+    pickle.LONG1: _long("<B"),
+    pickle.LONG4: _long("<I"),
+    pickle.SHORT_BINUNICODE: _text("<B"),
+    pickle.BINUNICODE: _text("<I"),
+    pickle.BINUNICODE8: _text("<Q"),
+    pickle.SHORT_BINSTRING: _python2_string("<B"),
+    pickle.BINSTRING: _python2_string("<I"),
+    pickle.SHORT_BINBYTES: _bytes("<B", BYTES),
+    pickle.BINBYTES: _bytes("<I", BYTES),
+    pickle.BINBYTES8: _bytes("<Q", BYTES),
+    pickle.BYTEARRAY8: _bytes("<Q", BYTEARRAY),
+    pickle.EMPTY_TUPLE: _constant(()),
+    pickle.EMPTY_LIST: _empty_list,
+    pickle.EMPTY_DICT: _empty_dict,
+    pickle.EMPTY_SET: _constant(SET),
+    pickle.MARK: _mark,
+    pickle.POP: _pop,
+    pickle.POP_MARK: _pop_mark,
+    pickle.DUP: _duplicate,
+    pickle.TUPLE: _tuple,
+    pickle.TUPLE1: _tuple1,
+    pickle.TUPLE2: _tuple2,
+    pickle.TUPLE3: _tuple3,
+    pickle.FROZENSET: _frozenset,
+    pickle.APPEND: _append,
+    pickle.APPENDS: _appends,
+    pickle.SETITEM: _set_item,
+    pickle.SETITEMS: _set_items,
+    pickle.ADDITEMS: _add_items,
+    pickle.BINPUT: _store("<B"),
+    pickle.LONG_BINPUT: _store("<I"),
+    pickle.MEMOIZE: _memoize,
+    pickle.BINGET: _recall_byte,
+    pickle.LONG_BINGET: _recall("<I"),
+    pickle.GLOBAL: _global,
+    pickle.STACK_GLOBAL: _stack_global,
+    pickle.REDUCE: _reduce,
+    pickle.NEWOBJ: _reduce,
+    pickle.NEWOBJ_EX: _new_object_with_keywords,
+    pickle.BUILD: _build,
+    pickle.BINPERSID: _persistent,
+}
+HANDLERS = tuple(OPCODES.get(bytes([opcode]), _unknown) for opcode in range(256))

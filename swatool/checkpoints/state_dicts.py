@@ -1,0 +1,216 @@
+"""Finding the state dict inside a checkpoint: wrappers around it, prefixes in front of its names.
+
+Training scripts wrap the weights in many ways (`state_dict`, `model`, `module`, an EMA copy beside them). The
+rules here decide by structure first and by name only where structure does not settle it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, UnsupportedTensor
+from swatool.errors import CheckpointError, MismatchError, printable
+from swatool.tensors import StoredTensor
+
+__all__ = ["AUTOMATIC_PREFIXES", "StateDict", "find_state_dict", "without_prefixes"]
+
+MAX_DEPTH = 8
+MAX_DICTS = 100_000
+AUTOMATIC_PREFIXES = ("module.", "_orig_mod.")
+# What lies beside the weights and is never them, by the beginning of its key.
+BESIDE_THE_WEIGHTS = ("optim", "lr_sched", "sched", "scaler", "rng", "callbacks", "loops", "hyper_param")
+NAMED_LIKE_AVERAGES = ("ema", "swa", "shadow", "averaged")
+SHOWN_CANDIDATES = 20
+
+Leaf = TensorDescriptor | StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The part of a checkpoint that is averaged.
+
+    Attributes:
+        key: where it was found, as `--key` takes it; empty for the whole file.
+        leaves: tensor leaves by name, in the file's order.
+        skipped: names of entries that are no tensors.
+        fields: numbers that stand beside it and in front of it (step, epoch, metrics).
+    """
+
+    key: str
+    leaves: Mapping[str, Leaf]
+    skipped: tuple[str, ...]
+    fields: Mapping[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A dict that holds tensors, and the dicts on the way to it."""
+
+    path: tuple[str, ...]
+    ancestors: tuple[Mapping[object, object], ...]
+    node: Mapping[object, object]
+    tensors: int
+    nbytes: int
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+
+def find_state_dict(contents: Contents, path: str, key: str | None = None) -> StateDict:
+    """Return the state dict under `key`, or the only one that there is.
+
+    Raises:
+        CheckpointError: there is none, none under that key, or several that nothing tells apart.
+    """
+    candidates = list(_candidates(contents.root))
+    chosen = _only_one(candidates, contents, path) if key is None else _under_key(candidates, key, path)
+    unsupported = [
+        f"{printable(name)} is {value.kind}"
+        for name, value in chosen.node.items()
+        if isinstance(value, UnsupportedTensor)
+    ]
+    if unsupported:
+        raise CheckpointError(
+            f"{printable(path)} holds tensors of a kind that cannot be averaged from their bytes: "
+            f"{', '.join(unsupported[:5])}; save them dense"
+        )
+    leaves = {
+        name: value
+        for name, value in chosen.node.items()
+        if isinstance(name, str) and isinstance(value, Leaf)
+    }
+    skipped = tuple(str(name) for name in chosen.node if name not in leaves)
+    return StateDict(chosen.key, leaves, skipped, _fields([*chosen.ancestors, chosen.node]))
+
+
+def _candidates(root: object) -> Iterator[Candidate]:
+    """Yield every dict, reached through string keys, that holds tensors; parents before children."""
+    seen: set[int] = set()
+    pending: list[tuple[tuple[str, ...], tuple[Mapping[object, object], ...], object]] = [((), (), root)]
+    while pending and len(seen) < MAX_DICTS:
+        path, ancestors, node = pending.pop()
+        if not isinstance(node, dict) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        sizes = [_nbytes(value) for value in node.values() if isinstance(value, Leaf)]
+        if sizes or any(isinstance(value, UnsupportedTensor) for value in node.values()):
+            yield Candidate(path, ancestors, node, len(sizes), sum(sizes))
+        if len(path) < MAX_DEPTH:
+            children = [(name, value) for name, value in node.items() if isinstance(name, str)]
+            pending += [((*path, name), (*ancestors, node), value) for name, value in reversed(children)]
+
+
+def _nbytes(leaf: Leaf) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _under_key(candidates: Sequence[Candidate], key: str, path: str) -> Candidate:
+    for candidate in candidates:
+        if candidate.key == key:
+            return candidate
+    raise CheckpointError(
+        f"{printable(path)} has no state dict under the key {printable(key)}; {_listing(candidates)}"
+    )
+
+
+def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) -> Candidate:
+    weights = [c for c in candidates if not _lies_beside(c)]
+    weights = [c for c in weights if not _is_wrapper(c, weights)]
+    weights = [c for c in weights if not _is_inside(c, weights)]
+    plain = [c for c in weights if not _is_average(c)]
+    remaining = plain or weights
+    if len(remaining) == 1:
+        return remaining[0]
+    if remaining:
+        raise CheckpointError(
+            f"{printable(path)} holds several state dicts, choose one with --key; {_listing(remaining)}"
+        )
+    if isinstance(contents.root, Opaque):
+        raise CheckpointError(
+            f"{printable(path)} holds a pickled object of class {printable(contents.root.name)}, not a state "
+            "dict: save model.state_dict() instead"
+        )
+    raise CheckpointError(f"{printable(path)} holds no state dict: no tensors were found by name in it")
+
+
+def _lies_beside(candidate: Candidate) -> bool:
+    return any(
+        part.lower().startswith(BESIDE_THE_WEIGHTS) or part.endswith("_extra_state")
+        for part in candidate.path
+    )
+
+
+def _is_average(candidate: Candidate) -> bool:
+    return any(word in part.lower() for part in candidate.path for word in NAMED_LIKE_AVERAGES)
+
+
+def _is_wrapper(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+    """Tell a wrapper with a few tensors of its own (a random state, a loss) from a state dict."""
+    return sum(other.nbytes for other in others if _is_inside(other, [candidate])) > candidate.nbytes
+
+
+def _is_inside(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+    above = [candidate.path[:depth] for depth in range(len(candidate.path))]
+    return any(other.path in above for other in others)
+
+
+def _listing(candidates: Sequence[Candidate]) -> str:
+    if not candidates:
+        return "there is none at all"
+    shown = [
+        f"{printable(c.key) if c.path else 'the whole file'} ({c.tensors} tensors, {c.nbytes:,} bytes)"
+        for c in candidates[:SHOWN_CANDIDATES]
+    ]
+    more = len(candidates) - len(shown)
+    return "there are " + ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _fields(nodes: Sequence[Mapping[object, object]]) -> Mapping[str, int | float]:
+    return {
+        name: value
+        for node in nodes
+        for name, value in node.items()
+        if isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def without_prefixes(
+    names: Sequence[str], path: str, *, automatic: bool = True, given: Sequence[str] = ()
+) -> Mapping[str, str]:
+    """Map each name to what is left when the prefixes that every name bears are taken off.
+
+    Args:
+        names: the names as stored.
+        path: the file, for messages.
+        automatic: take off `module.` and `_orig_mod.`, repeatedly.
+        given: further prefixes, each taken off once, in this order; every name must bear them.
+
+    Raises:
+        MismatchError: a given prefix is missing from some names.
+    """
+    shortened = list(names)
+    if automatic:
+        shortened = _strip_repeatedly(shortened)
+    for prefix in given:
+        without = [name for name in shortened if not name.startswith(prefix)]
+        if without:
+            raise MismatchError(
+                f"not every name in {printable(path)} begins with {printable(prefix)}",
+                [printable(name) for name in without],
+            )
+        shortened = [name.removeprefix(prefix) for name in shortened]
+        if automatic:
+            shortened = _strip_repeatedly(shortened)
+    return dict(zip(names, shortened, strict=True))
+
+
+def _strip_repeatedly(names: list[str]) -> list[str]:
+    for _ in range(MAX_DEPTH * len(AUTOMATIC_PREFIXES)):
+        common = next((p for p in AUTOMATIC_PREFIXES if names and all(n.startswith(p) for n in names)), None)
+        if common is None or any(name == common for name in names):
+            break
+        names = [name.removeprefix(common) for name in names]
+    return names

@@ -1,0 +1,88 @@
+"""From what a command raises to what the user sees: one sentence on stderr and the documented exit code.
+
+0 done, 2 refused, 3 bad input, 4 inputs do not match, 5 output or system failed, 6 a check failed, 1 a bug in
+swatool, 128+n after signal n.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import ParamSpec
+
+import typer
+
+from swatool.errors import OutputError, SwatoolError
+
+__all__ = ["ending_in_an_exit_code"]
+
+P = ParamSpec("P")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; raised in the main thread, so that everything is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
+    """Wrap a command so that whatever stops it becomes a sentence and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            with _signals_raised():
+                command(*args, **kwargs)
+                sys.stdout.flush()
+        except SwatoolError as error:
+            raise _told(str(error), error.exit_code, as_json) from None
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            raise _told(f"stopped by {name}; no output was written", 128 + stopped.number, as_json) from None
+        except MemoryError:
+            raise _told("out of memory; no output was written", OutputError.exit_code, as_json) from None
+        except BrokenPipeError:
+            # Nobody reads stdout any more; Python must not complain about that once again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            raise _told(f"the system failed: {error}", OutputError.exit_code, as_json) from None
+
+    return wrapped
+
+
+def _told(message: str, code: int, as_json: bool) -> typer.Exit:
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "error": message, "exit_code": code}), err=True)
+    else:
+        typer.echo(f"error: {message}", err=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Let the first signal raise Stopped; a second one ends the process at once, as if nobody cared."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    # A signal that is ignored from outside, as under nohup, stays ignored.
+    caught = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+    before = [(one, signal.signal(one, stop)) for one in caught]
+    try:
+        yield
+    finally:
+        for one, handler in before:
+            signal.signal(one, handler)

@@ -1,0 +1,1 @@
+"""The jobs that wire the wings together: one file for each thing that swatool does."""

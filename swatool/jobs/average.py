@@ -1,0 +1,371 @@
+"""`average`: the main job, from the checkpoints of a run to one averaged safetensors file.
+
+It only wires the wings together: checkpoints are opened and chosen, planned, streamed and published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swatool.averaging.blocks import block_elements, cut
+from swatool.averaging.plan import Plan, Policies, make_plan
+from swatool.averaging.schemes import Scheme, make_scheme
+from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
+from swatool.checkpoints.selection import DatedCheckpoint, Selection, expand, select
+from swatool.errors import UsageError, printable
+from swatool.output.layout import Layout, OutputTensor
+from swatool.output.publish import PendingFile, check_target
+from swatool.output.safetensors_file import lay_out
+from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport, peak_rss_bytes
+from swatool.version import __version__
+
+if TYPE_CHECKING:
+    from swatool.averaging.stream import StreamResult
+
+__all__ = ["DEFAULT_OUTPUT", "AverageSettings", "average"]
+
+DEFAULT_OUTPUT = "averaged.safetensors"
+METADATA_KEY = "swatool"
+SIGNAL_SAMPLES = 32
+SPARE_DESCRIPTORS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageSettings(Reading, Selection, Policies):
+    """Everything that can be chosen about an average; the command line's options are these fields.
+
+    Attributes:
+        method: the scheme; None is `weights` if weights are given, else `swa`.
+        decay: of `ema`.
+        debias: of `ema`.
+        weights: of `weights`.
+        normalize: of `weights`.
+        device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        threads: number of workers; None is as many as there are cores to use.
+        allow_duplicates: accept the same file twice and earlier outputs of swatool.
+        overwrite: replace an existing output.
+        dry_run: plan, check everything, and write nothing.
+    """
+
+    method: str | None = None
+    decay: float | None = None
+    debias: bool | None = None
+    weights: tuple[float, ...] | None = None
+    normalize: bool | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    allow_duplicates: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for group in (Reading, Selection, Policies):
+            group.__post_init__(self)
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {self.threads}")
+
+    def scheme(self) -> Scheme:
+        """Return the scheme that is asked for; UsageError if its parameters do not fit it."""
+        method = self.method or ("swa" if self.weights is None else "weights")
+        names = ("decay", "debias", "weights", "normalize")
+        return make_scheme(method, {name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A plan together with what was decided around it."""
+
+    settings: AverageSettings
+    scheme: Scheme
+    dated: tuple[DatedCheckpoint, ...]
+    plan: Plan
+    layout: Layout
+    output: str
+    threads: int
+    warnings: tuple[str, ...]
+
+
+def average(
+    checkpoints: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str] = DEFAULT_OUTPUT,
+    *,
+    settings: AverageSettings | None = None,
+    on_plan: Callable[[Report], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    **options: object,
+) -> Report:
+    """Average checkpoints into one safetensors file.
+
+    >>> average(["run/ckpt-100.pt", "run/ckpt-200.pt"], "averaged.safetensors", method="ema", decay=0.8)
+
+    Args:
+        checkpoints: files, glob patterns and folders, in any order.
+        output: the file to write; it appears whole or not at all.
+        settings: what is chosen; or give its fields as keywords, as in the example.
+        on_plan: is given the plan, as the report of a dry run, before the first weight is read.
+        on_progress: is told, ten times a second, how many bytes have been read.
+        options: fields of `AverageSettings`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: the request is refused, before anything is read.
+        CheckpointError: an input is bad, or the result would hold NaN or Inf.
+        MismatchError: the checkpoints do not match each other.
+        OutputError: the output cannot be written.
+    """
+    started = time.perf_counter()
+    if settings is None:
+        settings = AverageSettings(**options)  # type: ignore[arg-type]
+    elif options:
+        raise TypeError("give either settings or single options, not both")
+    scheme = settings.scheme()
+    with _opened(expand(checkpoints), settings) as opened:
+        job = _prepare(opened, scheme, settings, os.fspath(output))
+        planned = time.perf_counter()
+        report = _report(job, Seconds(plan=planned - started, total=planned - started))
+        if on_plan is not None:
+            on_plan(report)
+        if settings.dry_run:
+            return report
+        return _carry_out(job, report, started, on_progress)
+
+
+@contextmanager
+def _opened(paths: Sequence[str], settings: AverageSettings) -> Iterator[list[Checkpoint]]:
+    _allow_open_files(len(paths))
+    opened: list[Checkpoint] = []
+    try:
+        for path in paths:
+            opened.append(open_checkpoint(path, settings))
+        yield opened
+    finally:
+        for checkpoint in opened:
+            checkpoint.close()
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the process's own limit on open files as far as it may, if these would not fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+
+
+def _prepare(opened: Sequence[Checkpoint], scheme: Scheme, settings: AverageSettings, output: str) -> _Job:
+    dated = select(opened, settings)
+    if not settings.allow_duplicates:
+        _refuse_duplicates(dated)
+    if len(dated) < 2:
+        raise UsageError(
+            f"averaging needs at least two checkpoints, and {len(dated)} is left of {len(opened)} given"
+        )
+    steps = [one.step for one in dated]
+    coefficients = scheme.coefficients(steps)
+    plan = make_plan([one.checkpoint for one in dated], coefficients, settings)
+    layout = _lay_out(plan, dated, scheme, settings)
+    check_target(
+        output,
+        overwrite=settings.overwrite,
+        inputs={checkpoint.file.key for checkpoint in opened},
+        nbytes=layout.size,
+    )
+    warnings = (
+        *_selection_warnings(dated, settings),
+        *_weight_warnings(dated, scheme, coefficients),
+        *plan.warnings,
+    )
+    threads = settings.threads or _usable_cores()
+    return _Job(settings, scheme, dated, plan, layout, output, threads, warnings)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
+    seen: dict[tuple[int, int], str] = {}
+    for checkpoint, _ in dated:
+        path = printable(checkpoint.path)
+        if METADATA_KEY in checkpoint.metadata:
+            raise UsageError(
+                f"{path} is itself an average by swatool: leave it out, or pass --allow-duplicates"
+            )
+        if checkpoint.file.key in seen:
+            raise UsageError(
+                f"{path} and {seen[checkpoint.file.key]} are the same file: give it once, or pass "
+                "--allow-duplicates to count it twice"
+            )
+        seen[checkpoint.file.key] = path
+
+
+def _selection_warnings(dated: Sequence[DatedCheckpoint], settings: AverageSettings) -> Iterator[str]:
+    if settings.sort != "step":
+        return
+    if any(one.step is None for one in dated):
+        yield "no training step is known for some checkpoints, so they are ordered by name"
+        return
+    repeated = [step for step, count in Counter(one.step for one in dated).items() if count > 1]
+    if repeated:
+        yield f"several checkpoints have the same step ({repeated[0]}); those are ordered by name"
+
+
+def _weight_warnings(
+    dated: Sequence[DatedCheckpoint], scheme: Scheme, coefficients: Sequence[float]
+) -> Iterator[str]:
+    total = math.fsum(map(abs, coefficients))
+    share, heaviest = max((abs(c) / total if total else 0.0, i) for i, c in enumerate(coefficients))
+    if share > 0.5 and scheme.name != "weights":
+        path = printable(dated[heaviest].checkpoint.path)
+        yield (
+            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take a "
+            "smaller decay"
+        )
+
+
+def _lay_out(
+    plan: Plan, dated: Sequence[DatedCheckpoint], scheme: Scheme, settings: AverageSettings
+) -> Layout:
+    tensors = {t.name: OutputTensor(t.name, t.treatment.dtype, t.shape) for t in plan.tensors}
+    aliases: dict[str, str] = {}
+    if settings.tied == "drop":
+        aliases = dict(plan.ties)
+    else:
+        tensors |= {name: tensors[first]._replace(name=name) for name, first in plan.ties.items()}
+    provenance = {
+        "version": __version__,
+        "method": scheme.name,
+        "parameters": dataclasses.asdict(scheme),  # type: ignore[call-overload]
+        "sources": [
+            {
+                "name": os.path.basename(checkpoint.path),
+                "size": checkpoint.file.size,
+                "step": step,
+                "coefficient": coefficient,
+            }
+            for (checkpoint, step), coefficient in zip(dated, plan.coefficients, strict=True)
+        ],
+    }
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance), **aliases}
+    return lay_out(tensors.values(), metadata)
+
+
+def _carry_out(
+    job: _Job, report: Report, started: float, on_progress: Callable[[int], None] | None
+) -> Report:
+    with PendingFile(job.output, job.layout.size, overwrite=job.settings.overwrite) as pending:
+        pending.write(0, job.layout.header)
+        result, seconds = _stream(job, pending.write, on_progress)
+        for checkpoint, _ in job.dated:
+            checkpoint.file.check_unchanged()
+        fsync = pending.publish()
+    return dataclasses.replace(
+        report,
+        dry_run=False,
+        tensors=dataclasses.replace(report.tensors, differing=tuple(sorted(result.differing))),
+        seconds=Seconds(report.seconds.plan, seconds, fsync, time.perf_counter() - started),
+        bytes_read=result.bytes_read,
+        bytes_written=result.bytes_written + len(job.layout.header),
+        peak_rss_bytes=peak_rss_bytes(),
+        merge_signal_kept=_signal_kept(result),
+        warnings=(*report.warnings, *_result_warnings(result)),
+    )
+
+
+def _stream(
+    job: _Job, write: Callable[[int, memoryview], None], on_progress: Callable[[int], None] | None
+) -> tuple[StreamResult, float]:
+    from swatool.averaging.stream import choose_device, stream
+
+    device = choose_device(job.settings.device)
+    places: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
+    for name, first in job.plan.ties.items():
+        if name in job.layout.offsets:
+            places[first] += (job.layout.offsets[name],)
+    elements = block_elements(job.plan, job.threads)
+    total = sum(tensor.numel for tensor in job.plan.tensors)
+    started = time.perf_counter()
+    result = stream(
+        job.plan,
+        cut(job.plan, job.layout.offsets, elements),
+        write,
+        ties=places,
+        device=device,
+        threads=job.threads,
+        samples_every=-(-total // (elements * SIGNAL_SAMPLES)) or 1,
+        allow_nonfinite=job.settings.allow_nonfinite,
+        progress=on_progress,
+    )
+    return result, time.perf_counter() - started
+
+
+def _signal_kept(result: StreamResult) -> float | None:
+    """Share of what averaging changed that the output's type keeps: 1 - |cast(avg) - avg| / |avg - last|."""
+    if not result.signal.change:
+        return None
+    return 1 - math.sqrt(result.signal.rounding / result.signal.change)
+
+
+def _result_warnings(result: StreamResult) -> Iterator[str]:
+    if result.differing:
+        names = ", ".join(map(printable, sorted(result.differing)[:3]))
+        more = f" and {len(result.differing) - 3} more" if len(result.differing) > 3 else ""
+        yield f"integer and bool tensors are not averaged, and differ between the checkpoints: {names}{more}"
+    if result.nonfinite:
+        names = ", ".join(map(printable, result.nonfinite[:5]))
+        yield f"there is NaN or Inf in {len(result.nonfinite)} tensors: {names}"
+    kept = _signal_kept(result)
+    if kept is not None and kept < 0.5:
+        yield (
+            f"rounding to the output's type keeps only {kept:.0%} of what averaging changed; pass "
+            "--dtype float32"
+        )
+
+
+def _report(job: _Job, seconds: Seconds) -> Report:
+    tensors = job.plan.tensors
+    averaged = [t for t in tensors if t.treatment.averages]
+    dtypes: Counter[str] = Counter()
+    for tensor in averaged:
+        dtypes[tensor.treatment.dtype.name] += tensor.numel * tensor.treatment.dtype.itemsize
+    return Report(
+        version=__version__,
+        command="average",
+        dry_run=True,
+        method=job.scheme.name,
+        parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
+        checkpoints=tuple(
+            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient)
+            for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
+        ),
+        output=OutputReport(job.output, job.layout.size),
+        tensors=TensorsReport(
+            averaged=tuple(t.name for t in averaged),
+            copied=tuple(t.name for t in tensors if not t.treatment.averages),
+            dropped=(*job.plan.dropped, *job.plan.skipped),
+            tied=tuple(job.plan.ties),
+        ),
+        dtype=dict(dtypes),
+        device=job.settings.device,
+        threads=job.threads,
+        seconds=seconds,
+        bytes_read=sum(t.numel * one.dtype.itemsize for t in tensors for one in t.treatment.inputs),
+        bytes_written=job.layout.size,
+        peak_rss_bytes=peak_rss_bytes(),
+        merge_signal_kept=None,
+        warnings=job.warnings,
+    )

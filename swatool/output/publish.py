@@ -1,0 +1,304 @@
+"""Making a finished file visible under its name, all at once: whoever looks finds all of it or nothing.
+
+The file is written without a name (Linux, most local file systems) or under a hidden one (elsewhere) in
+the folder where it belongs, brought to the disk, and only then given its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Collection
+from types import TracebackType
+from typing import Self
+
+from swatool.errors import OutputError, UsageError, printable
+
+__all__ = ["PendingFile", "check_target"]
+
+# Opens a file that has no name and vanishes with its descriptor; 0 where the system has no such thing.
+UNNAMED: int = getattr(os, "O_TMPFILE", 0)
+OPEN_FILES = "/proc/self/fd"  # through which a file without a name is given one
+MODE = 0o666  # less the umask, as for any new file
+MAX_NAME_BYTES = 255
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+NO_LINKS = (*UNSUPPORTED, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_target(
+    path: str | os.PathLike[str], *, overwrite: bool, inputs: Collection[tuple[int, int]], nbytes: int
+) -> None:
+    """Refuse a target that could not or should not be written, before the work of filling it.
+
+    Args:
+        path: where the output will be published.
+        overwrite: whether a file that is already there may be replaced.
+        inputs: device and inode of each file that is read.
+        nbytes: length of the output.
+
+    Raises:
+        UsageError: the target is an input, no file, or exists without `overwrite`.
+        OutputError: its folder is missing, cannot be written to, or lacks the room.
+    """
+    path = os.fspath(path)
+    try:
+        _check_occupant(path, overwrite, inputs)
+        # Trying is the only sure way: permission bits say nothing of root, read-only mounts or quotas.
+        with PendingFile(path, 0):
+            pass
+        folder = os.statvfs(_split(path)[0])
+    except OSError as error:
+        raise OutputError(f"cannot write {printable(path)}: {error.strerror}") from error
+    free = folder.f_bavail * folder.f_frsize
+    if folder.f_blocks and free < nbytes:  # no blocks at all: the file system does not tell
+        raise OutputError(
+            f"cannot write {printable(path)}: {nbytes:,} bytes are needed and {free:,} are free; make room"
+        )
+
+
+def _check_occupant(path: str, overwrite: bool, inputs: Collection[tuple[int, int]]) -> None:
+    """Refuse to replace what stands under the name, if anything does."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(OSError):  # a link that leads nowhere is no input
+        reached = os.stat(path)
+        if (reached.st_dev, reached.st_ino) in inputs:
+            raise UsageError(f"{printable(path)} is one of the inputs: choose another -o")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+        raise UsageError(f"{printable(path)} is there and is not a file: choose another -o")
+    if not overwrite:
+        raise UsageError(f"{printable(path)} exists: give --overwrite to replace it, or choose another -o")
+
+
+class PendingFile:
+    """A file that is being written and becomes visible when it is published; without that, never.
+
+    A symbolic link under its name is replaced, and what it leads to is left alone.
+
+        with PendingFile("averaged.safetensors", layout.size) as pending:
+            pending.write(0, layout.header)
+            ...
+            pending.publish()
+    """
+
+    def __init__(self, path: str | os.PathLike[str], nbytes: int, *, overwrite: bool = False) -> None:
+        """Describe a file of `nbytes` bytes, which is created on entering the `with` block."""
+        self._path = os.fspath(path)
+        self._nbytes = nbytes
+        self._overwrite = overwrite
+        self._parent, self._name = _split(self._path)
+        self._folder = -1
+        self._descriptor = -1
+        self._unnamed = False
+        self._hidden = ""  # the temporary name, while there is one
+
+    def __enter__(self) -> Self:
+        """Create the file and reserve its room; OutputError if either fails."""
+        try:
+            self._folder = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _remove_dead(self._folder, self._name)
+            self._create()
+            _reserve(self._descriptor, self._nbytes)
+        except OSError as error:
+            failure = self._failure(error)
+            self._discard()
+            raise failure from error
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave nothing behind but what was published."""
+        self._discard()
+
+    def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
+        """Write all of the buffer at a position in the file; several threads may do so at once."""
+        rest = memoryview(buffer).cast("B")
+        try:
+            while rest:
+                count = os.pwrite(self._descriptor, rest, offset)
+                rest = rest[count:]
+                offset += count
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def publish(self) -> float:
+        """Bring the file to the disk, give it its name, and return the seconds spent waiting for the disk.
+
+        Raises:
+            UsageError: somebody else published a file of this name in the meantime.
+            OutputError: the system failed. A failed fsync is not tried again: by then the pages are lost.
+                If it was the folder's, the file is visible and whole but may not survive a power cut.
+        """
+        try:
+            if self._overwrite:
+                self._keep_mode()
+            started = time.perf_counter()
+            os.fsync(self._descriptor)
+            waited = time.perf_counter() - started
+            if self._overwrite:
+                self._replace()
+            else:
+                self._claim()
+            started = time.perf_counter()
+            _sync_folder(self._folder)
+            return waited + time.perf_counter() - started
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _create(self) -> None:
+        """Open a new file, without a name where the system can."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        if UNNAMED and os.path.isdir(OPEN_FILES):
+            try:
+                self._descriptor = os.open(".", flags | UNNAMED, MODE, dir_fd=self._folder)
+                self._unnamed = True
+                return
+            except OSError as error:
+                # The last two are how kernels answer that do not know the flag.
+                if error.errno not in (*UNSUPPORTED, errno.EISDIR, errno.ENOENT):
+                    raise
+        self._hidden = _hidden_name(self._name)
+        self._descriptor = os.open(self._hidden, flags | os.O_CREAT | os.O_EXCL, MODE, dir_fd=self._folder)
+
+    def _keep_mode(self) -> None:
+        """Take over the permissions of the file that is about to be replaced."""
+        with contextlib.suppress(FileNotFoundError):
+            old = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
+            if stat.S_ISREG(old.st_mode):
+                os.fchmod(self._descriptor, old.st_mode & 0o777)
+
+    def _replace(self) -> None:
+        """Give the file its name by a rename, which takes the name from the old file."""
+        if self._unnamed:
+            self._hidden = _hidden_name(self._name)
+            self._link(self._hidden)
+        os.replace(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._hidden = ""
+
+    def _claim(self) -> None:
+        """Give the file its name by a link, which fails if the name is taken."""
+        try:
+            self._link(self._name)
+        except FileExistsError as error:
+            raise UsageError(
+                f"{printable(self._path)} was created by somebody else in the meantime: "
+                "give --overwrite to replace it, or choose another -o"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise OutputError(
+                f"cannot write {printable(self._path)}: its file system has no hard links, without which "
+                "only --overwrite can publish a file"
+            ) from error
+        self._remove_hidden()
+
+    def _link(self, name: str) -> None:
+        """Give the file one more name in its folder; FileExistsError if the name is taken."""
+        if not self._unnamed:
+            os.link(self._hidden, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            return
+        # Python follows the link to the open file only when a folder is given by descriptor.
+        open_files = os.open(OPEN_FILES, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(self._descriptor), name, src_dir_fd=open_files, dst_dir_fd=self._folder)
+        finally:
+            os.close(open_files)
+
+    def _remove_hidden(self) -> None:
+        if self._hidden:
+            with contextlib.suppress(OSError):
+                os.unlink(self._hidden, dir_fd=self._folder)
+            self._hidden = ""
+
+    def _discard(self) -> None:
+        """Close everything and remove the temporary name; more than once is harmless."""
+        self._remove_hidden()
+        for descriptor in (self._descriptor, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._folder = -1
+
+    def _failure(self, error: OSError) -> OutputError:
+        """Put a system error into a sentence, with figures if it is about room."""
+        culprit = f"folder {printable(self._parent)}: " if self._folder < 0 else ""
+        message = f"cannot write {printable(self._path)}: {culprit}{error.strerror}"
+        if error.errno in NO_ROOM:
+            with contextlib.suppress(OSError):
+                folder = os.statvfs(self._folder)
+                own = os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+                free = folder.f_bavail * folder.f_frsize + own
+                message += f"; {self._nbytes:,} bytes are needed and {free:,} are free"
+        return OutputError(message)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Return the folder and the name in it."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        raise UsageError(f"{printable(path)} names a folder: add a file name to -o")
+    return folder or ".", name
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Give the file its length and its room on the disk at once, so that a full disk shows at once."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, nbytes)
+            return
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    os.ftruncate(descriptor, nbytes)
+
+
+def _sync_folder(folder: int) -> None:
+    """Bring a folder's new name to the disk, on file systems that can."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _hidden_name(name: str) -> str:
+    """Return a temporary name for a file that will be called `name`: which, on which machine, by whom."""
+    return f"{_hidden_prefix(name)}{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def _hidden_prefix(name: str) -> str:
+    """Return what the temporary names of one target have in common on this machine."""
+    # Another machine's processes cannot be told dead from alive, so its files must be left alone.
+    suffix = f".swatool-{os.uname().nodename[:64]}-"
+    room = MAX_NAME_BYTES - len(os.fsencode(suffix)) - len(".4194304-0123456789abcdef.tmp")
+    return "." + os.fsencode(name)[:room].decode(errors="ignore") + suffix
+
+
+def _remove_dead(folder: int, name: str) -> None:
+    """Remove the temporary files that killed processes of this machine left for the same target."""
+    pattern = re.compile(re.escape(_hidden_prefix(name)) + r"(\d{1,9})-[0-9a-f]{16}\.tmp")
+    for entry in os.listdir(folder):
+        match = pattern.fullmatch(entry)
+        if match and not _is_alive(int(match[1])):
+            with contextlib.suppress(OSError):
+                os.unlink(entry, dir_fd=folder)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH  # EPERM: alive, and somebody else's
+    return True

@@ -1,0 +1,130 @@
+"""What was done, as data: the same report for a plan and for a finished run, for people and for machines."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+__all__ = ["CheckpointReport", "OutputReport", "Report", "Seconds", "TensorsReport", "peak_rss_bytes"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A checkpoint that was averaged.
+
+    Attributes:
+        path: the file.
+        step: its training step; None if unknown.
+        bytes: size of the file.
+        coefficient: its factor in the average.
+    """
+
+    path: str
+    step: int | None
+    bytes: int
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """The file that was written, and its size in bytes."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TensorsReport:
+    """Names of tensors by what was done with them.
+
+    Attributes:
+        averaged: averaged.
+        copied: copied unchanged: integer, bool and excluded ones.
+        dropped: left out, and entries that are no tensors.
+        tied: written, or noted, as another name of an averaged or copied one.
+        differing: copied ones that are not equal in all checkpoints.
+    """
+
+    averaged: tuple[str, ...]
+    copied: tuple[str, ...]
+    dropped: tuple[str, ...]
+    tied: tuple[str, ...]
+    differing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time went.
+
+    Attributes:
+        plan: opening the checkpoints and planning.
+        stream: reading, arithmetic and writing.
+        fsync: waiting until the output is on the disk.
+        total: the whole call, importing torch included.
+    """
+
+    plan: float = 0.0
+    stream: float = 0.0
+    fsync: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `average` did, or would do if `dry_run`.
+
+    Attributes:
+        version: of swatool.
+        command: always `average`.
+        dry_run: whether nothing was written.
+        method: name of the scheme.
+        parameters: of the scheme.
+        checkpoints: what is averaged, oldest first.
+        output: what is written.
+        tensors: what is done with each tensor.
+        dtype: types of the averaged tensors in the output, and how many bytes are of each.
+        device: where the arithmetic is done.
+        threads: number of workers.
+        seconds: where the time went.
+        bytes_read: from the checkpoints; in a dry run, what would be read.
+        bytes_written: to the output, header included; in a dry run, what would be written.
+        peak_rss_bytes: the process's peak resident memory so far.
+        merge_signal_kept: where the output is narrower than float32, the share of what averaging changed that
+            rounding left, measured on evenly spaced blocks; else None.
+        warnings: sentences that deserve attention.
+    """
+
+    version: str
+    command: str
+    dry_run: bool
+    method: str
+    parameters: Mapping[str, object]
+    checkpoints: tuple[CheckpointReport, ...]
+    output: OutputReport
+    tensors: TensorsReport
+    dtype: Mapping[str, int]
+    device: str
+    threads: int
+    seconds: Seconds
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: int
+    merge_signal_kept: float | None
+    warnings: tuple[str, ...]
+
+    def as_json(self, *, names: bool = False) -> dict[str, object]:
+        """Return the report as plain data for JSON; tensors are counted, or listed by name if `names`."""
+        data: dict[str, object] = {"schema": SCHEMA, **asdict(self)}
+        tensors = asdict(self.tensors)
+        data["tensors"] = {kind: list(some) if names else len(some) for kind, some in tensors.items()}
+        return data
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
