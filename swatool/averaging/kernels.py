@@ -9,7 +9,6 @@ for several checkpoints; else the checkpoints are added one by one.
 from __future__ import annotations
 
 import functools
-import warnings
 
 import torch
 from torch import Tensor
@@ -17,11 +16,6 @@ from torch import Tensor
 from swatool.tensors import DType
 
 __all__ = ["accumulate", "complex_view", "fits", "fused_rows", "torch_dtype"]
-
-with warnings.catch_warnings():
-    # Without NumPy, torch says so when it makes its first tensor. swatool does not need it.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    torch.empty(0).to(torch.float64)
 
 # From eight rows on, MKL's product adds in another order; four keep what is worked on in the cache.
 MOST_FUSED_ROWS = 4

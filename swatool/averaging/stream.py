@@ -37,7 +37,7 @@ class StreamResult:
     Attributes:
         bytes_read: from all checkpoints, gaps included.
         bytes_written: to the output, its header not included.
-        differing: copied tensors that are not equal in all checkpoints, and the first checkpoint that differs.
+        differing: copied tensors that differ between checkpoints, and the first checkpoint that does.
         nonfinite: names of tensors with NaN or Inf in them; only where those are allowed.
         signal: squared norms for the merge signal, over the sampled blocks.
     """

@@ -38,8 +38,9 @@ class LocalFile:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._descriptor = os.open(self.path, flags)
-        except OSError as error:
-            raise CheckpointError(f"cannot open {printable(self.path)}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"cannot open {printable(self.path)}: {reason}") from error
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):

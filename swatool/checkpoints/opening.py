@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,11 @@ from swatool.tensors import StoredTensor
 __all__ = ["Checkpoint", "Reading", "open_checkpoint"]
 
 BEGINNING = 512
+LEGACY_MAGIC = (
+    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, pickled by any protocol
+)
+LEGACY_BEGINNING = 32
 TAR_MAGIC = slice(257, 262)
-WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 ZIP_MAGIC = b"PK\x03\x04"
 # What people hand over by mistake, by its first bytes.
 OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
@@ -34,7 +36,6 @@ OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "an HDF5 file: give a torch or safetensors checkpoint"),
     (b"\x93NUMPY", "a NumPy array: give a torch or safetensors checkpoint"),
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"\x80\x02", "a torch file in the format before torch 1.6: load it and save it again with torch.save"),
     (b"\x80", "a plain pickle: save a state dict with torch.save"),
     (b"{", "a JSON text: give the file that holds the weights"),
 )
@@ -142,6 +143,11 @@ def _read_contents(file: LocalFile) -> Contents:
         return read_safetensors(file)
     if beginning[TAR_MAGIC] == b"ustar":
         raise CheckpointError(f"{where} is a tar archive: unpack it, or save the checkpoint again")
+    if LEGACY_MAGIC in beginning[:LEGACY_BEGINNING]:
+        raise CheckpointError(
+            f"{where} is a torch file in the format before torch 1.6: load it and save it again with "
+            "torch.save"
+        )
     for magic, what in OTHER_FORMATS:
         if beginning.lstrip().startswith(magic):
             raise CheckpointError(f"{where} is {what}")

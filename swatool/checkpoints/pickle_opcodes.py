@@ -8,120 +8,38 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from swatool.checkpoints.contents import Opaque
 from swatool.checkpoints.pickle_globals import MalformedError, call, is_key, storage
 from swatool.checkpoints.pickle_machine import PickleMachine
+from swatool.checkpoints.pickle_values import (
+    Handler,
+    byte,
+    byte_string,
+    constant,
+    long_integer,
+    number,
+    python2_string,
+    reader,
+    text,
+    text_integer,
+)
 
 __all__ = ["HANDLERS", "STOP"]
 
-MAX_TEXT = 1 << 20  # longer texts are not materialised
-MAX_INTEGER = 255  # bytes; longer integers are not materialised
 MAX_PROTOCOL = 5
 FRAME_LENGTH = struct.Struct("<Q")
 STOP = pickle.STOP[0]
 
-LONG_TEXT = Opaque("builtins.str")
-LONG_INTEGER = Opaque("builtins.int")
 BYTES = Opaque("builtins.bytes")
 BYTEARRAY = Opaque("builtins.bytearray")
 SET = Opaque("builtins.set")
 FROZENSET = Opaque("builtins.frozenset")
 
-# Takes the machine and where the opcode's argument begins; returns where the next opcode begins.
-Handler = Callable[[PickleMachine, int], int]
-
-
-def _constant(value: object) -> Handler:
-    def push(machine: PickleMachine, position: int) -> int:
-        machine.stack.append(value)
-        return position
-
-    return push
-
-
-def _byte(machine: PickleMachine, position: int) -> int:
-    machine.stack.append(machine.data[position])
-    return position + 1
-
-
-def _number(layout: str) -> Handler:
-    read, size = _reader(layout)
-
-    def push(machine: PickleMachine, position: int) -> int:
-        machine.stack.append(read(machine.data, position)[0])
-        return position + size
-
-    return push
-
-
-def _text(layout: str) -> Handler:
-    read, size = _reader(layout)
-
-    def push(machine: PickleMachine, position: int) -> int:
-        start = position + size
-        end = machine.checked(start + read(machine.data, position)[0])
-        if end - start > MAX_TEXT:
-            machine.stack.append(LONG_TEXT)
-        else:
-            machine.stack.append(machine.data[start:end].decode())
-        return end
-
-    return push
-
-
-def _python2_string(layout: str) -> Handler:
-    """A text or bytes: Python 2 did not tell them apart."""
-    push_text = _text(layout)
-    push_bytes = _bytes(layout, BYTES)
-
-    def push(machine: PickleMachine, position: int) -> int:
-        try:
-            return push_text(machine, position)
-        except UnicodeDecodeError:
-            return push_bytes(machine, position)
-
-    return push
-
-
-def _bytes(layout: str, stand_in: Opaque) -> Handler:
-    read, size = _reader(layout)
-
-    def push(machine: PickleMachine, position: int) -> int:
-        end = machine.checked(position + size + read(machine.data, position)[0])
-        machine.stack.append(stand_in)
-        return end
-
-    return push
-
-
-def _long(layout: str) -> Handler:
-    read, size = _reader(layout)
-
-    def push(machine: PickleMachine, position: int) -> int:
-        start = position + size
-        end = machine.checked(start + read(machine.data, position)[0])
-        if end - start > MAX_INTEGER:
-            machine.stack.append(LONG_INTEGER)
-        else:
-            machine.stack.append(int.from_bytes(machine.data[start:end], "little", signed=True))
-        return end
-
-    return push
-
-
-def _text_integer(machine: PickleMachine, position: int) -> int:
-    """What Python 2 wrote for integers of more than 32 bits."""
-    line, position = machine.line(position)
-    if len(line) > 20 or not (line.isascii() and line.removeprefix("-").isdigit()):
-        raise MalformedError("holds a number that is none")
-    machine.stack.append(int(line))
-    return position
-
 
 def _store(layout: str) -> Handler:
-    read, size = _reader(layout)
+    read, size = reader(layout)
 
     def store(machine: PickleMachine, position: int) -> int:
         machine.memo[read(machine.data, position)[0]] = machine.stack[-1]
@@ -136,7 +54,7 @@ def _memoize(machine: PickleMachine, position: int) -> int:
 
 
 def _recall(layout: str) -> Handler:
-    read, size = _reader(layout)
+    read, size = reader(layout)
 
     def recall(machine: PickleMachine, position: int) -> int:
         machine.stack.append(machine.memo[read(machine.data, position)[0]])
@@ -148,11 +66,6 @@ def _recall(layout: str) -> Handler:
 def _recall_byte(machine: PickleMachine, position: int) -> int:
     machine.stack.append(machine.memo[machine.data[position]])
     return position + 1
-
-
-def _reader(layout: str) -> tuple[Callable[[bytes, int], tuple[int, ...]], int]:
-    packed = struct.Struct(layout)
-    return packed.unpack_from, packed.size
 
 
 def _mark(machine: PickleMachine, position: int) -> int:
@@ -340,29 +253,29 @@ OPCODES: Mapping[bytes, Handler] = {
     pickle.PROTO: _protocol,
     pickle.FRAME: _frame,
     pickle.STOP: _stop,
-    pickle.NONE: _constant(None),
-    pickle.NEWTRUE: _constant(True),
-    pickle.NEWFALSE: _constant(False),
-    pickle.BININT: _number("<i"),
-    pickle.BININT1: _byte,
-    pickle.BININT2: _number("<H"),
-    pickle.BINFLOAT: _number(">d"),
-    pickle.INT: _text_integer,
-    pickle.LONG1: _long("<B"),
-    pickle.LONG4: _long("<I"),
-    pickle.SHORT_BINUNICODE: _text("<B"),
-    pickle.BINUNICODE: _text("<I"),
-    pickle.BINUNICODE8: _text("<Q"),
-    pickle.SHORT_BINSTRING: _python2_string("<B"),
-    pickle.BINSTRING: _python2_string("<I"),
-    pickle.SHORT_BINBYTES: _bytes("<B", BYTES),
-    pickle.BINBYTES: _bytes("<I", BYTES),
-    pickle.BINBYTES8: _bytes("<Q", BYTES),
-    pickle.BYTEARRAY8: _bytes("<Q", BYTEARRAY),
-    pickle.EMPTY_TUPLE: _constant(()),
+    pickle.NONE: constant(None),
+    pickle.NEWTRUE: constant(True),
+    pickle.NEWFALSE: constant(False),
+    pickle.BININT: number("<i"),
+    pickle.BININT1: byte,
+    pickle.BININT2: number("<H"),
+    pickle.BINFLOAT: number(">d"),
+    pickle.INT: text_integer,
+    pickle.LONG1: long_integer("<B"),
+    pickle.LONG4: long_integer("<I"),
+    pickle.SHORT_BINUNICODE: text("<B"),
+    pickle.BINUNICODE: text("<I"),
+    pickle.BINUNICODE8: text("<Q"),
+    pickle.SHORT_BINSTRING: python2_string("<B"),
+    pickle.BINSTRING: python2_string("<I"),
+    pickle.SHORT_BINBYTES: byte_string("<B", BYTES),
+    pickle.BINBYTES: byte_string("<I", BYTES),
+    pickle.BINBYTES8: byte_string("<Q", BYTES),
+    pickle.BYTEARRAY8: byte_string("<Q", BYTEARRAY),
+    pickle.EMPTY_TUPLE: constant(()),
     pickle.EMPTY_LIST: _empty_list,
     pickle.EMPTY_DICT: _empty_dict,
-    pickle.EMPTY_SET: _constant(SET),
+    pickle.EMPTY_SET: constant(SET),
     pickle.MARK: _mark,
     pickle.POP: _pop,
     pickle.POP_MARK: _pop_mark,

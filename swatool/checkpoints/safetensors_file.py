@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
 from swatool.errors import CheckpointError, printable
@@ -47,13 +47,14 @@ def read_safetensors(source: Source) -> Contents:
     metadata: Mapping[str, str] = {}
     tensors: dict[str, StoredTensor] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    ranges: list[tuple[int, int, str]] = []
     for name, entry in entries:
         if name == "__metadata__":
             metadata = _metadata(entry, where)
         else:
             # Many checkpoints repeat the same names and shapes: kept once, they cost a third of the memory.
-            tensors[sys.intern(name)] = _stored_tensor(source, name, entry, data, shapes)
-    _check_tiling(tensors, data, source.size, where)
+            tensors[sys.intern(name)] = _stored_tensor(source, name, entry, data, shapes, ranges)
+    _check_tiling(ranges, data, source.size, where)
     return Contents("safetensors", tensors, _locate, metadata)
 
 
@@ -68,6 +69,8 @@ def _parse_header(header: bytes, where: str) -> Pairs:
         raise CheckpointError(f"{where} has no safetensors header: it does not begin with '{{'")
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_pairs)
+        if b"\\u" in header:  # an escape may be half a surrogate pair, which is no text and fails to encode
+            json.dumps(entries, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} has a damaged safetensors header: {error}") from error
     if not isinstance(entries, tuple):
@@ -88,7 +91,12 @@ def _metadata(entry: object, where: str) -> Mapping[str, str]:
 
 
 def _stored_tensor(
-    source: Source, name: str, entry: object, data: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+    source: Source,
+    name: str,
+    entry: object,
+    data: int,
+    shapes: dict[tuple[int, ...], tuple[int, ...]],
+    ranges: list[tuple[int, int, str]],
 ) -> StoredTensor:
     fields = dict(entry) if isinstance(entry, tuple) else {}
     if sorted(fields) != sorted(FIELDS) or not name or "\0" in name:
@@ -96,7 +104,8 @@ def _stored_tensor(
     code, shape, offsets = (fields[field] for field in FIELDS)
     dtype = DTYPE_OF_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise _bad_entry(source, name, f"dtype {printable(code)} is not supported")
+        shown = printable(code) if isinstance(code, str) else f"of type {type(code).__name__}"
+        raise _bad_entry(source, name, f"dtype {shown} is not supported")
     if not _are_lengths(shape) or len(shape) > MAX_RANK:
         raise _bad_entry(source, name, "its shape is not a list of at most 64 lengths")
     if not _are_lengths(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -104,6 +113,7 @@ def _stored_tensor(
     begin, end = offsets
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise _bad_entry(source, name, f"{dtype.name} {shape} does not fill its {end - begin} bytes")
+    ranges.append((data + begin, data + end, name))
     lengths = tuple(shape)
     extents = (Extent(source, data + begin, end - begin),) if end > begin else ()
     return StoredTensor(dtype, shapes.setdefault(lengths, lengths), extents)
@@ -120,17 +130,14 @@ def _bad_entry(source: Source, name: str, why: str) -> CheckpointError:
     )
 
 
-def _check_tiling(tensors: Mapping[str, StoredTensor], begin: int, size: int, where: str) -> None:
+def _check_tiling(ranges: Sequence[tuple[int, int, str]], begin: int, size: int, where: str) -> None:
     """Every byte after the header belongs to exactly one tensor, as the format demands."""
-    extents = sorted(
-        (extent.offset, extent.nbytes, name) for name, t in tensors.items() for extent in t.extents
-    )
     position = begin
-    for offset, nbytes, name in extents:
-        if offset != position:
-            kind = "overlaps another tensor" if offset < position else "is preceded by bytes of no tensor"
+    for start, end, name in sorted(ranges):
+        if start != position:
+            kind = "overlaps another tensor" if start < position else "is preceded by bytes of no tensor"
             raise CheckpointError(f"{where} is damaged: tensor {printable(name)} {kind}")
-        position += nbytes
+        position = end
     if position != size:
         what = "is truncated" if position > size else "has bytes after its last tensor"
         raise CheckpointError(f"{where} {what}: its header describes {position} bytes, the file has {size}")

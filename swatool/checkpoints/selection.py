@@ -16,9 +16,10 @@ __all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "select", "step_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 STEP_FIELDS = ("step", "global_step", "iteration", "iter", "num_updates", "n_iter", "epoch")
-STEP_WORD = re.compile(r"(?:step|iteration|iter|updates?|it)[-_=.]?(\d+)", re.IGNORECASE)
+# `it` only as a word of its own: ViT-16 is no step.
+STEP_WORD = re.compile(r"(?:step|iteration|iter|updates?|(?<![a-z])it)[-_=.]?(\d+)", re.IGNORECASE)
 EPOCH_WORD = re.compile(r"epoch[-_=.]?(\d+)", re.IGNORECASE)
-INTEGER = re.compile(r"(?<![\d.])\d+(?!\.?\d)")
+INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\.?\d)")
 SORTS = ("step", "name", "mtime", "given")
 
 
@@ -66,7 +67,7 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
     A folder stands for the checkpoint files in it, by suffix, not for those in folders below.
 
     Raises:
-        CheckpointError: a path does not exist, a pattern matches nothing, a folder holds no checkpoint.
+        CheckpointError: a pattern matches nothing, a folder cannot be listed or holds no checkpoint.
     """
     paths: list[str] = []
     for given in inputs:
@@ -141,7 +142,8 @@ def _in_range(dated: DatedCheckpoint, selection: Selection) -> bool:
 def natural_key(path: str) -> tuple[object, ...]:
     """Sort key in which `ckpt-9` comes before `ckpt-10`."""
     parts = re.split(r"(\d+)", path)
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+    # Every second part is a number; asking isdigit() instead would take superscripts for numbers.
+    return tuple((1, int(part), "") if index % 2 else (0, 0, part) for index, part in enumerate(parts))
 
 
 def _steps(checkpoints: Sequence[Checkpoint]) -> list[int | None]:
@@ -168,7 +170,7 @@ def step_in_name(path: str) -> int | None:
     decimals (`val_loss=0.21`) are no steps.
     """
     stem = os.path.basename(path)
-    while stem.endswith(SUFFIXES):
+    while os.path.splitext(stem)[1] in SUFFIXES:
         stem = os.path.splitext(stem)[0]
     for word in (STEP_WORD, EPOCH_WORD, INTEGER):
         found = word.findall(stem)

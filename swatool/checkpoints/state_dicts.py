@@ -7,6 +7,8 @@ rules here decide by structure first and by name only where structure does not s
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ MAX_DICTS = 100_000
 AUTOMATIC_PREFIXES = ("module.", "_orig_mod.")
 # What lies beside the weights and is never them, by the beginning of its key.
 BESIDE_THE_WEIGHTS = ("optim", "lr_sched", "sched", "scaler", "rng", "callbacks", "loops", "hyper_param")
-NAMED_LIKE_AVERAGES = ("ema", "swa", "shadow", "averaged")
+# As words of their own: "semantic" and "swav" are no averages.
+NAMED_LIKE_AVERAGES = re.compile(r"(?<![a-z])(ema|swa|shadow|averaged)(?![a-z])", re.IGNORECASE)
 SHOWN_CANDIDATES = 20
 
 Leaf = TensorDescriptor | StoredTensor
@@ -46,13 +49,23 @@ class StateDict:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A dict that holds tensors, and the dicts on the way to it."""
+    """A dict that holds tensors, and the dicts on the way to it.
+
+    Attributes:
+        path: the keys that lead to it.
+        ancestors: the dicts on the way, from the root.
+        node: the dict itself.
+        tensors: how many tensors it holds itself.
+        nbytes: their bytes.
+        averageable: the bytes of those that can be averaged; a random state cannot.
+    """
 
     path: tuple[str, ...]
     ancestors: tuple[Mapping[object, object], ...]
     node: Mapping[object, object]
     tensors: int
     nbytes: int
+    averageable: int
 
     @property
     def key(self) -> str:
@@ -95,9 +108,11 @@ def _candidates(root: object) -> Iterator[Candidate]:
         if not isinstance(node, dict) or id(node) in seen:
             continue
         seen.add(id(node))
-        sizes = [_nbytes(value) for value in node.values() if isinstance(value, Leaf)]
-        if sizes or any(isinstance(value, UnsupportedTensor) for value in node.values()):
-            yield Candidate(path, ancestors, node, len(sizes), sum(sizes))
+        tensors = [value for value in node.values() if isinstance(value, Leaf)]
+        if tensors or any(isinstance(value, UnsupportedTensor) for value in node.values()):
+            nbytes = sum(map(_nbytes, tensors))
+            averageable = sum(_nbytes(tensor) for tensor in tensors if tensor.dtype.averageable)
+            yield Candidate(path, ancestors, node, len(tensors), nbytes, averageable)
         if len(path) < MAX_DEPTH:
             children = [(name, value) for name, value in node.items() if isinstance(name, str)]
             pending += [((*path, name), (*ancestors, node), value) for name, value in reversed(children)]
@@ -118,8 +133,8 @@ def _under_key(candidates: Sequence[Candidate], key: str, path: str) -> Candidat
 
 def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) -> Candidate:
     weights = [c for c in candidates if not _lies_beside(c)]
-    weights = [c for c in weights if not _is_wrapper(c, weights)]
-    weights = [c for c in weights if not _is_inside(c, weights)]
+    weights = _without_wrappers(weights)
+    weights = _without_inner(weights)
     plain = [c for c in weights if not _is_average(c)]
     remaining = plain or weights
     if len(remaining) == 1:
@@ -144,17 +159,26 @@ def _lies_beside(candidate: Candidate) -> bool:
 
 
 def _is_average(candidate: Candidate) -> bool:
-    return any(word in part.lower() for part in candidate.path for word in NAMED_LIKE_AVERAGES)
+    return any(NAMED_LIKE_AVERAGES.search(part) for part in candidate.path)
 
 
-def _is_wrapper(candidate: Candidate, others: Sequence[Candidate]) -> bool:
-    """Tell a wrapper with a few tensors of its own (a random state, a loss) from a state dict."""
-    return sum(other.nbytes for other in others if _is_inside(other, [candidate])) > candidate.nbytes
+def _without_wrappers(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out wrappers with a few tensors of their own (a random state, a loss)."""
+    inner: Counter[tuple[str, ...]] = Counter()
+    for candidate in candidates:
+        for above in _paths_above(candidate):
+            inner[above] += candidate.averageable
+    return [c for c in candidates if inner[c.path] <= c.averageable]
 
 
-def _is_inside(candidate: Candidate, others: Sequence[Candidate]) -> bool:
-    above = [candidate.path[:depth] for depth in range(len(candidate.path))]
-    return any(other.path in above for other in others)
+def _without_inner(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out the dicts inside a state dict (an extra state)."""
+    paths = {candidate.path for candidate in candidates}
+    return [c for c in candidates if paths.isdisjoint(_paths_above(c))]
+
+
+def _paths_above(candidate: Candidate) -> list[tuple[str, ...]]:
+    return [candidate.path[:depth] for depth in range(len(candidate.path))]
 
 
 def _listing(candidates: Sequence[Candidate]) -> str:

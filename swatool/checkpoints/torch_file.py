@@ -98,8 +98,8 @@ class _Storages:
             raise self._lie(tensor, f"reaches element {tensor.offset + reach:,} of {held:,}")
         if count > held and (0 not in strides or count > MAX_EXPANDED):
             raise CheckpointError(
-                f"a tensor in record {self._shown(tensor)} repeats its {held:,} elements "
-                f"{count:,} times: save it after .contiguous()"
+                f"a tensor in record {self._shown(tensor)} makes more elements than it can of the "
+                f"{held:,} stored ones: save it after .contiguous()"
             )
         begin += tensor.offset * dtype.itemsize
         extent = Extent(self._source, begin, reach * dtype.itemsize)

@@ -184,7 +184,7 @@ def _check_stored(source: Source, name: str, flags: int, method: int, same_size:
         raise CheckpointError(f"record {printable(name)} of {printable(source.path)} is encrypted")
     if method != STORED or not same_size:
         raise CheckpointError(
-            f"record {printable(name)} of {printable(source.path)} is compressed, but torch.save stores plainly: "
+            f"record {printable(name)} of {printable(source.path)} is compressed, unlike any of torch.save: "
             "unpack the archive and zip it again without compression"
         )
 

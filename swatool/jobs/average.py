@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -232,8 +233,8 @@ def _weight_warnings(
     if share > 0.5 and scheme.name != "weights":
         path = printable(dated[heaviest].checkpoint.path)
         yield (
-            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take a "
-            "smaller decay"
+            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take "
+            "a smaller decay"
         )
 
 
@@ -289,7 +290,10 @@ def _carry_out(
 def _stream(
     job: _Job, write: Callable[[int, memoryview], None], on_progress: Callable[[int], None] | None
 ) -> tuple[StreamResult, float]:
-    from swatool.averaging.stream import choose_device, stream
+    with warnings.catch_warnings():
+        # Without NumPy, torch says so when it is imported; swatool does not need it.
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        from swatool.averaging.stream import choose_device, stream
 
     device = choose_device(job.settings.device)
     places: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
@@ -321,9 +325,11 @@ def _signal_kept(result: StreamResult) -> float | None:
 
 
 def _result_warnings(result: StreamResult) -> Iterator[str]:
-    if result.differing:
-        names = ", ".join(map(printable, sorted(result.differing)[:3]))
-        more = f" and {len(result.differing) - 3} more" if len(result.differing) > 3 else ""
+    # BatchNorm counts its batches, so that these differ always and matter to nobody.
+    differing = sorted(name for name in result.differing if not name.endswith("num_batches_tracked"))
+    if differing:
+        names = ", ".join(map(printable, differing[:3]))
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         yield f"integer and bool tensors are not averaged, and differ between the checkpoints: {names}{more}"
     if result.nonfinite:
         names = ", ".join(map(printable, result.nonfinite[:5]))

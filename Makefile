@@ -1,0 +1,74 @@
+# Every target works in a fresh clone: it makes the environment it needs first.
+
+PYTHON3 ?= python3
+# The release that is tested. The package itself accepts newer ones.
+TORCH ?= torch==2.13.0
+BENCH_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BARE := .venv-nonumpy
+DIGITS := recipes/digits
+RUN := $(DIGITS)/run
+SWATOOL := $(VENV)/bin/swatool
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-without-numpy lint check bench format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-20s %s\n' "$$name" "$$text"; \
+	done
+
+demo: $(READY) $(RUN)/.trained ## Average the checkpoints of a small training run and compare
+	$(SWATOOL) average $(RUN)/ckpt-*.pt -o $(RUN)/swa.safetensors --overwrite
+	$(SWATOOL) average $(RUN)/ckpt-*.pt --method ema --decay 0.8 -o $(RUN)/ema.safetensors --overwrite
+	$(PYTHON) $(DIGITS)/compare.py $(RUN) "SWA=$(RUN)/swa.safetensors" "EMA (decay 0.8)=$(RUN)/ema.safetensors"
+
+test: $(READY) ## Run the tests; TEST_ARGS goes to pytest
+	$(PYTHON) -m pytest $(TEST_ARGS)
+
+test-without-numpy: $(BARE)/.ready ## Run the tests where NumPy is not installed
+	$(BARE)/bin/python -m pytest $(TEST_ARGS)
+
+lint: $(READY) ## Check format, style and types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+check: lint test ## Everything a change must pass on one environment: lint, then the tests
+
+bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
+	$(PYTHON) tests/bench/run.py $(BENCH_ARGS)
+
+format: $(READY) ## Format the code and fix what ruff can fix
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## Remove the environments, caches and the demo's run
+	rm -rf $(VENV) $(BARE) $(RUN) build swatool.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find swatool tests recipes -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The pinned torch goes first, so that resolving the package does not pick another one.
+$(READY): pyproject.toml Makefile
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# torch does not need NumPy, and neither does swatool: here the package is tested without it.
+$(BARE)/.ready: pyproject.toml Makefile
+	$(PYTHON3) -m venv $(BARE)
+	$(BARE)/bin/python -m pip install --quiet "$(TORCH)"
+	$(BARE)/bin/python -m pip install --quiet --editable ".[test]"
+	$(BARE)/bin/python -c "import importlib.util as u; raise SystemExit(u.find_spec('numpy') and 'NumPy is here')"
+	touch $@
+
+# Old checkpoints must not be averaged with new ones, so training starts with an empty folder.
+$(RUN)/.trained: $(addprefix $(DIGITS)/,train.py model.py data.py evaluation.py) | $(READY)
+	rm -rf $(RUN)
+	$(PYTHON) $(DIGITS)/train.py $(RUN)
+	touch $@
