@@ -150,37 +150,38 @@ def window(block: Block, stored: StoredTensor) -> Window | None:
     return Window(Extent(source, offset + skipped, touched * itemsize), shape, strides)
 
 
-def reads(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[Read]:
-    """Yield the reads that bring the segments' bytes from one checkpoint, neighbours joined."""
+def reads(segments: Sequence[Segment], checkpoint: Checkpoint) -> list[Read]:
+    """Return the reads that bring the segments' bytes from one checkpoint, neighbours joined."""
+    found: list[Read] = []
     source: Source | None = None
     begin = end = 0
     pieces: list[tuple[int, bool]] = []
-    for extent in _ranges(segments, checkpoint):
-        gap = extent.offset - end
-        if extent.source is source and 0 <= gap <= LARGEST_GAP:
-            if gap:
-                pieces.append((gap, False))
-                pieces.append((extent.nbytes, True))
-            else:
-                pieces[-1] = (pieces[-1][0] + extent.nbytes, True)
+    for place, offset, nbytes in _ranges(segments, checkpoint):
+        gap = offset - end
+        if place is source and gap == 0:
+            pieces[-1] = (pieces[-1][0] + nbytes, True)
+        elif place is source and 0 < gap <= LARGEST_GAP:
+            pieces += ((gap, False), (nbytes, True))
         else:
             if source is not None:
-                yield Read(source, begin, tuple(pieces))
-            source, begin, pieces = extent.source, extent.offset, [(extent.nbytes, True)]
-        end = extent.offset + extent.nbytes
+                found.append(Read(source, begin, tuple(pieces)))
+            source, begin, pieces = place, offset, [(nbytes, True)]
+        end = offset + nbytes
     if source is not None:
-        yield Read(source, begin, tuple(pieces))
+        found.append(Read(source, begin, tuple(pieces)))
+    return found
 
 
-def _ranges(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[Extent]:
-    """Yield the byte ranges of segments of C-ordered tensors."""
+def _ranges(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[tuple[Source, int, int]]:
+    """Yield the byte ranges, as source, offset and length, of segments of C-ordered tensors."""
+    tensors = checkpoint.tensors
     for tensor, start, count in segments:
-        stored = checkpoint.tensors[tensor.name]
+        stored = tensors[tensor.name]
         skip, wanted = start * stored.dtype.itemsize, count * stored.dtype.itemsize
         for source, offset, nbytes in stored.extents:
             if skip < nbytes and wanted:
                 taken = min(nbytes - skip, wanted)
-                yield Extent(source, offset + skip, taken)
+                yield source, offset + skip, taken
                 wanted -= taken
             skip = max(skip - nbytes, 0)
 

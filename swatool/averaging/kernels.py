@@ -83,10 +83,13 @@ def complex_view(reals: Tensor) -> Tensor:
     return torch.view_as_complex(reals.view(-1, 2))
 
 
-def fits(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tell in one pass, as a 0-dim bool tensor, whether every sum is finite and stays so as `dtype`.
+def fits(sums: Tensor, dtype: torch.dtype) -> bool:
+    """Tell in one pass whether every sum is finite and stays so as `dtype`.
 
     Rounding is monotone, so the extremes decide; both are NaN if any sum is.
     """
-    extremes = torch.stack(torch.aminmax(sums))
-    return extremes.to(dtype).to(sums.dtype).isfinite().all()
+    low, high = torch.aminmax(sums)
+    if max(-low.item(), high.item()) <= torch.finfo(dtype).max:
+        return True
+    # Slightly larger values still round down to the largest one.
+    return bool(torch.stack((low, high)).to(dtype).to(sums.dtype).isfinite().all())

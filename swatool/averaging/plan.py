@@ -86,9 +86,11 @@ class Input(NamedTuple):
     coefficient: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Treatment:
-    """What is done with all tensors of one kind; neighbours with equal treatment share blocks.
+    """What is done with all tensors of one kind; neighbours with the same treatment share blocks.
+
+    There is one object for each treatment in a plan, so that it is cheaply compared and looked up.
 
     Attributes:
         action: average or copy.

@@ -5,7 +5,6 @@ A reducer is started with a block, is given its checkpoints' rows in order, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,9 +13,45 @@ from torch import Tensor
 
 from swatool.averaging import kernels
 from swatool.averaging.blocks import Block, Window
-from swatool.averaging.plan import Action, Input
+from swatool.averaging.plan import Action, Input, Treatment
 
-__all__ = ["CopyReducer", "LinearReducer", "Reducer", "Signal", "typed_values"]
+__all__ = ["CopyReducer", "Group", "LinearReducer", "Reducer", "Signal", "groups", "typed_values"]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Neighbouring checkpoints of one type that are read and added together.
+
+    Attributes:
+        inputs: the checkpoints; one alone where it is stored out of order.
+        coefficients: their factors, [len(inputs)], in the type of the sums, on the device.
+    """
+
+    inputs: tuple[Input, ...]
+    coefficients: Tensor
+
+
+def groups(treatment: Treatment, device: torch.device, *, strided: bool) -> tuple[Group, ...]:
+    """Divide a treatment's checkpoints into groups of equal length, as far as their types allow."""
+    wide = wide_dtype(treatment)
+    most = kernels.fused_rows(device, wide) if treatment.averages and not strided else 1
+    turns = -(-len(treatment.inputs) // most)
+    most = -(-len(treatment.inputs) // turns)
+    parts: list[list[Input]] = []
+    for one in treatment.inputs:
+        if parts and len(parts[-1]) < most and parts[-1][-1].dtype is one.dtype:
+            parts[-1].append(one)
+        else:
+            parts.append([one])
+    return tuple(
+        Group(tuple(part), torch.tensor([one.coefficient for one in part], dtype=wide, device=device))
+        for part in parts
+    )
+
+
+def wide_dtype(treatment: Treatment) -> torch.dtype:
+    """Return the type of the sums."""
+    return torch.float64 if treatment.accumulator == "float64" else torch.float32
 
 
 class Reducer(Protocol):
@@ -25,8 +60,8 @@ class Reducer(Protocol):
     def start(self, block: Block) -> None:
         """Begin a block."""
 
-    def add(self, inputs: Sequence[Input], rows: Tensor, window: Window | None) -> None:
-        """Take the bytes of the next checkpoints, [len(inputs), bytes], as uint8; a window comes alone."""
+    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
+        """Take the bytes of the group's checkpoints, [len(inputs), bytes], as uint8."""
 
     def finish(self) -> Tensor:
         """Return the result's bytes, [bytes], as uint8; valid until the next start."""
@@ -51,28 +86,20 @@ class LinearReducer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._coefficients: dict[tuple[Input, ...], Tensor] = {}
 
     def start(self, block: Block) -> None:
         """Begin a block of averages."""
         treatment = block.treatment
         self._block = block
-        self._wide = torch.float64 if treatment.accumulator == "float64" else torch.float32
+        self._wide = wide_dtype(treatment)
         scalars = block.count * (2 if treatment.inputs[0].dtype.kind == "complex" else 1)
         self._sums = self._take("sums", self._wide, scalars)
-        self._last = self._sums
-        self._seen = 0
+        self._last: Tensor | None = None
 
-    def add(self, inputs: Sequence[Input], rows: Tensor, window: Window | None) -> None:
+    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
         """Widen the rows if need be and add them."""
-        wide = self._widened(inputs[0], rows, window)
-        key = tuple(inputs)
-        if key not in self._coefficients:
-            values = [one.coefficient for one in inputs]
-            self._coefficients[key] = torch.tensor(values, dtype=torch.float64, device=self._device)
-        coefficients = self._coefficients[key].to(self._wide)
-        kernels.accumulate(self._sums, wide, coefficients, first=self._seen == 0)
-        self._seen += len(inputs)
+        wide = self._widened(group.inputs[0], rows, window)
+        kernels.accumulate(self._sums, wide, group.coefficients, first=self._last is None)
         self._last = wide[-1]
 
     def _widened(self, one: Input, rows: Tensor, window: Window | None) -> Tensor:
@@ -103,8 +130,8 @@ class LinearReducer:
             return sums.view(torch.uint8)
         return self._take("result", dtype, len(sums)).copy_(sums).view(torch.uint8)
 
-    def fits(self) -> Tensor:
-        """Tell, as a 0-dim bool tensor, whether the result holds no NaN and no Inf."""
+    def fits(self) -> bool:
+        """Tell whether the result holds no NaN and no Inf."""
         dtype = kernels.torch_dtype(self._block.treatment.dtype)
         if dtype.is_complex:
             dtype = torch.float64 if dtype is torch.complex128 else torch.float32
@@ -112,6 +139,7 @@ class LinearReducer:
 
     def measure(self, result: Tensor, signal: Signal) -> None:
         """Add this block's share to the signal, from the finished bytes and the last row."""
+        assert self._last is not None
         rounded = result.view(kernels.torch_dtype(self._block.treatment.dtype)).to(self._wide)
         signal.rounding += float(torch.linalg.vector_norm(rounded - self._sums)) ** 2
         signal.change += float(torch.linalg.vector_norm(self._sums - self._last)) ** 2
@@ -137,9 +165,9 @@ class CopyReducer:
         self._kept = None
         self._first: Tensor | None = None
 
-    def add(self, inputs: Sequence[Input], rows: Tensor, window: Window | None) -> None:
+    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
         """Compare the rows with the first one and keep the one that is asked for."""
-        for one, row in zip(inputs, rows, strict=True):
+        for one, row in zip(group.inputs, rows, strict=True):
             values = typed_values(row, one, window).view(torch.uint8)
             if self._first is None:
                 self._first = self._kept = values.clone()

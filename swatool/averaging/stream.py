@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swatool.averaging import kernels
 from swatool.averaging.blocks import LARGEST_GAP, Block, Window, reads, window
 from swatool.averaging.memory import HostBuffer, Rows, bytes_of
 from swatool.averaging.plan import Action, Input, Plan, Treatment
-from swatool.averaging.reducers import CopyReducer, LinearReducer, Signal, typed_values
+from swatool.averaging.reducers import CopyReducer, Group, LinearReducer, Signal, groups, typed_values
 from swatool.errors import CheckpointError, MismatchError, SwatoolError, UsageError, printable
 
 __all__ = ["StreamResult", "Write", "choose_device", "stream"]
@@ -152,24 +151,6 @@ class _Shared:
         self._stopped = True
 
 
-@functools.lru_cache(maxsize=256)
-def _groups(treatment: Treatment, device: torch.device, strided: bool) -> tuple[tuple[Input, ...], ...]:
-    """Divide a treatment's inputs into neighbours of one type that are read and added together."""
-    most = 1
-    if treatment.averages and not strided:
-        wide = torch.float64 if treatment.accumulator == "float64" else torch.float32
-        most = kernels.fused_rows(device, wide)
-    # Groups of equal length: for six inputs twice three, rather than four and two.
-    most = -(-len(treatment.inputs) // -(-len(treatment.inputs) // most))
-    groups: list[list[Input]] = []
-    for one in treatment.inputs:
-        if groups and len(groups[-1]) < most and groups[-1][-1].dtype is one.dtype:
-            groups[-1].append(one)
-        else:
-            groups.append([one])
-    return tuple(map(tuple, groups))
-
-
 class _Worker:
     """One thread's share of the work, with memory of its own that it reuses from block to block."""
 
@@ -186,8 +167,9 @@ class _Worker:
         self.result = StreamResult()
         self._plan, self._source, self._write, self._ties = plan, source, write, ties
         self._device, self._samples_every, self._allow_nonfinite = device, samples_every, allow_nonfinite
-        self._gap = bytearray(LARGEST_GAP)
+        self._gap = memoryview(bytearray(LARGEST_GAP))
         self._output = HostBuffer(device)
+        self._known_groups: dict[tuple[Treatment, bool], tuple[Group, ...]] = {}
 
     def run(self) -> None:
         """Work until there are no more blocks."""
@@ -217,13 +199,13 @@ class _Worker:
         averages = block.treatment.averages
         reducer = self._averages if averages else self._copies
         reducer.start(block)
-        for turn, group in enumerate(_groups(block.treatment, self._device, block.strided)):
+        for turn, group in enumerate(self._groups(block)):
             rows = self._rows[turn % len(self._rows)] if averages else self._host_rows
-            found = self._fill(rows, block, group)
+            found = self._fill(rows, block, group.inputs)
             reducer.add(group, rows.on_device(), found)
         result = reducer.finish()
         if averages:
-            if not bool(self._averages.fits()):
+            if not self._averages.fits():
                 self._refuse_or_note_nonfinite(block)
             if measured and block.treatment.dtype.itemsize < 4:
                 self._averages.measure(result, self.result.signal)
@@ -231,16 +213,22 @@ class _Worker:
             self._refuse_differing()
         self._put(block, self._on_host(result))
 
+    def _groups(self, block: Block) -> tuple[Group, ...]:
+        key = (block.treatment, block.strided)
+        if key not in self._known_groups:
+            self._known_groups[key] = groups(block.treatment, self._device, strided=block.strided)
+        return self._known_groups[key]
+
     @functools.cached_property
     def _host_rows(self) -> Rows:
         """Rows for copies, which no device needs to see."""
         return Rows(torch.device("cpu"))
 
-    def _fill(self, rows: Rows, block: Block, group: Sequence[Input]) -> Window | None:
-        """Read a block's bytes from a group of checkpoints, a row for each."""
+    def _fill(self, rows: Rows, block: Block, inputs: Sequence[Input]) -> Window | None:
+        """Read a block's bytes from some checkpoints, a row for each."""
         found = None
         if block.strided:
-            (one,) = group
+            (one,) = inputs
             (segment,) = block.segments
             found = window(block, self._plan.checkpoints[one.checkpoint].tensors[segment.tensor.name])
         if found is not None:
@@ -248,18 +236,17 @@ class _Worker:
             found.extent.source.read_into([view], found.extent.offset)
             self.result.bytes_read += found.extent.nbytes
             return found
-        views = rows.take(len(group), block.count * group[0].dtype.itemsize)
-        for one, view in zip(group, views, strict=True):
+        views = rows.take(len(inputs), block.count * inputs[0].dtype.itemsize)
+        for one, view in zip(inputs, views, strict=True):
             self._read_row(block, one, view)
         return None
 
     def _read_row(self, block: Block, one: Input, row: memoryview) -> None:
         position = 0
-        gap = memoryview(self._gap)
         for source, offset, pieces in reads(block.segments, self._plan.checkpoints[one.checkpoint]):
             buffers = []
             for nbytes, kept in pieces:
-                buffers.append(row[position : position + nbytes] if kept else gap[:nbytes])
+                buffers.append(row[position : position + nbytes] if kept else self._gap[:nbytes])
                 position += nbytes if kept else 0
             source.read_into(buffers, offset)
         self.result.bytes_read += len(row)
@@ -274,6 +261,8 @@ class _Worker:
     def _put(self, block: Block, data: memoryview) -> None:
         self._write(block.offset, data)
         self.result.bytes_written += len(data)
+        if not self._ties:
+            return
         position = 0
         itemsize = block.treatment.dtype.itemsize
         for tensor, start, count in block.segments:

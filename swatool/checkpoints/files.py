@@ -77,9 +77,8 @@ class LocalFile:
                 if got != wanted:
                     self._read_rest(pieces, offset, got)
             except OSError as error:
-                raise CheckpointError(
-                    f"reading {printable(self.path)} at byte {offset} failed: {error.strerror}"
-                ) from error
+                where = f"reading {printable(self.path)} at byte {offset} failed"
+                raise CheckpointError(f"{where}: {error.strerror}") from error
             offset += wanted
 
     def _read_rest(self, pieces: Sequence[Buffer], offset: int, got: int) -> None:

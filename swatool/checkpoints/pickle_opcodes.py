@@ -14,6 +14,7 @@ from swatool.checkpoints.contents import Opaque
 from swatool.checkpoints.pickle_globals import MalformedError, call, is_key, storage
 from swatool.checkpoints.pickle_machine import PickleMachine
 from swatool.checkpoints.pickle_values import (
+    BYTES,
     Handler,
     byte,
     byte_string,
@@ -32,7 +33,6 @@ MAX_PROTOCOL = 5
 FRAME_LENGTH = struct.Struct("<Q")
 STOP = pickle.STOP[0]
 
-BYTES = Opaque("builtins.bytes")
 BYTEARRAY = Opaque("builtins.bytearray")
 SET = Opaque("builtins.set")
 FROZENSET = Opaque("builtins.frozenset")

@@ -13,6 +13,7 @@ from swatool.checkpoints.pickle_globals import MalformedError
 from swatool.checkpoints.pickle_machine import PickleMachine
 
 __all__ = [
+    "BYTES",
     "Handler",
     "byte",
     "byte_string",
