@@ -38,17 +38,15 @@ class Block:
 
     Attributes:
         treatment: what is done with its elements.
-        segments: what they are; a block with a strided tensor holds nothing else.
+        segments: what they are; a tensor that some checkpoint stores out of order is alone.
         count: number of elements.
         offset: where the first byte goes in the output.
-        strided: whether some checkpoint stores them out of order.
     """
 
     treatment: Treatment
     segments: tuple[Segment, ...]
     count: int
     offset: int
-    strided: bool = False
 
 
 class Read(NamedTuple):
@@ -125,7 +123,7 @@ def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: in
     for start in range(0, rows, step):
         count = (min(start + step, rows) - start) * row
         place = offset + start * row * tensor.treatment.dtype.itemsize
-        yield Block(tensor.treatment, (Segment(tensor, start * row, count),), count, place, strided=True)
+        yield Block(tensor.treatment, (Segment(tensor, start * row, count),), count, place)
 
 
 def _row_span(stored: StoredTensor) -> int:
@@ -135,11 +133,9 @@ def _row_span(stored: StoredTensor) -> int:
     return strides[0] if strides[0] >= touched else 0
 
 
-def window(block: Block, stored: StoredTensor) -> Window | None:
-    """Return where a strided block's elements lie in one checkpoint; None if they lie in C order there."""
-    strides = stored.strides
-    if strides is None:
-        return None
+def window(block: Block, stored: StoredTensor) -> Window:
+    """Return where a strided block's elements lie in a checkpoint that stores them out of order."""
+    strides = stored.strides or c_strides(stored.shape)
     (segment,) = block.segments
     row = stored.numel // stored.shape[0]
     shape = (segment.length // row, *stored.shape[1:])

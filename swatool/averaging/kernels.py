@@ -9,6 +9,7 @@ for several checkpoints; else the checkpoints are added one by one.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -79,17 +80,19 @@ def fused_rows(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def complex_view(reals: Tensor) -> Tensor:
-    """See pairs of real numbers, [2n], as complex ones, [n], without copying."""
-    return torch.view_as_complex(reals.view(-1, 2))
+    """See pairs of real numbers, [..., 2n], as complex ones, [..., n], without copying."""
+    return torch.view_as_complex(reals.view(*reals.shape[:-1], -1, 2))
 
 
 def fits(sums: Tensor, dtype: torch.dtype) -> bool:
-    """Tell in one pass whether every sum is finite and stays so as `dtype`.
-
-    Rounding is monotone, so the extremes decide; both are NaN if any sum is.
-    """
-    low, high = torch.aminmax(sums)
-    if max(-low.item(), high.item()) <= torch.finfo(dtype).max:
+    """Tell whether every sum, [n], is finite and stays so as `dtype`."""
+    largest = torch.finfo(dtype).max
+    # No element exceeds the norm, which is one fast pass; half is a margin for its rounding.
+    if math.sqrt(torch.dot(sums, sums).item()) <= largest / 2:
         return True
-    # Slightly larger values still round down to the largest one.
-    return bool(torch.stack((low, high)).to(dtype).to(sums.dtype).isfinite().all())
+    low, high = torch.aminmax(sums)
+    if max(-low.item(), high.item()) <= largest:
+        return True
+    # Slightly larger values still round down to the largest one. Rounding is monotone: the extremes decide.
+    extremes = torch.stack((low, high)).to(dtype).to(torch.complex128).abs()
+    return bool(extremes.isfinite().all())

@@ -1,7 +1,7 @@
-"""Memory that checkpoints are read into, a row for each, and its way to the device.
+"""The memory of one worker, which is used again from block to block, and its way to the device.
 
-On the CPU the rows are the device's own memory. For CUDA they are pinned, are copied while the next rows are
-read, and are not written to again before that copy has ended.
+On the CPU, checkpoints are read straight into the memory that the arithmetic works on. For CUDA they are read
+into pinned memory, copied while the next ones are read, and not written over before that copy has ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-__all__ = ["HostBuffer", "Rows", "bytes_of"]
+__all__ = ["Memory", "Rows", "bytes_of"]
 
 ALIGNMENT = 64
 
@@ -22,55 +22,61 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(address).cast("B")
 
 
-class HostBuffer:
-    """Bytes that both the system's read and write calls and torch can use, pinned if a device needs it."""
+class Memory:
+    """Named pieces of memory, on the device and on the host, that only ever grow."""
 
     def __init__(self, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-        self._view = memoryview(b"")
+        self.device = device
+        self._pieces: dict[tuple[str, torch.dtype, bool], Tensor] = {}
 
-    def take(self, nbytes: int) -> tuple[Tensor, memoryview]:
-        """Return the first `nbytes` bytes, as a tensor and as a buffer; grows if need be."""
-        if len(self._bytes) < nbytes:
-            self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
-            self._view = bytes_of(self._bytes)
-        return self._bytes[:nbytes], self._view[:nbytes]
+    def take(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Return a piece on the device, [count]; taking it again by its name gives the same bytes."""
+        return self._take(name, dtype, count, on_host=False)
+
+    def take_on_host(self, name: str, nbytes: int) -> Tensor:
+        """Return a piece on the host, [nbytes], as uint8; pinned if the device is another one."""
+        return self._take(name, torch.uint8, nbytes, on_host=True)
+
+    def _take(self, name: str, dtype: torch.dtype, count: int, *, on_host: bool) -> Tensor:
+        piece = self._pieces.get((name, dtype, on_host))
+        if piece is None or len(piece) < count:
+            device = torch.device("cpu") if on_host else self.device
+            pinned = on_host and self.device.type == "cuda"
+            piece = torch.empty(count, dtype=dtype, device=device, pin_memory=pinned)
+            self._pieces[name, dtype, on_host] = piece
+        return piece[:count]
 
 
 class Rows:
-    """Rows of equal length that are filled on the host and used on the device."""
+    """Equally long rows of bytes, one per checkpoint: filled on the host, used on the device.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._host = HostBuffer(device)
-        self._on_device = torch.empty(0, dtype=torch.uint8, device=device)
+    Attributes:
+        buffers: a buffer for each row, to read into.
+        host: the same bytes, [rows, nbytes], as uint8.
+        device: the same shape where the arithmetic is done; on the CPU the same memory.
+    """
+
+    def __init__(self, memory: Memory, name: str, count: int, nbytes: int) -> None:
+        stride = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        whole = memory.take_on_host(name, count * stride)
+        view = bytes_of(whole)
+        self.buffers = [view[row * stride : row * stride + nbytes] for row in range(count)]
+        self.host = whole.view(count, stride)[:, :nbytes]
+        self.device = self.host
         self._copied: torch.cuda.Event | None = None
-        self._shape = (0, 0, 0)
+        if memory.device.type != "cpu":
+            self._whole = whole
+            self._copy = memory.take(name, torch.uint8, count * stride)
+            self.device = self._copy.view(count, stride)[:, :nbytes]
 
-    def take(self, count: int, nbytes: int) -> list[memoryview]:
-        """Return `count` buffers of `nbytes` bytes each, once nothing is still read from them."""
+    def wait(self) -> None:
+        """Wait until nothing is still copied from the buffers."""
         if self._copied is not None:
             self._copied.synchronize()
-            self._copied = None
-        stride = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        if self._shape != (count, nbytes, stride):
-            self._shape = (count, nbytes, stride)
-            whole, view = self._host.take(count * stride)
-            self._filled = whole
-            self._views = [view[row * stride : row * stride + nbytes] for row in range(count)]
-            self._rows = whole.view(count, stride)[:, :nbytes]
-        return self._views
 
-    def on_device(self) -> Tensor:
-        """Return the rows, [count, nbytes], as uint8, where the arithmetic is done."""
-        if self._device.type == "cpu":
-            return self._rows
-        count, nbytes, stride = self._shape
-        if len(self._on_device) < count * stride:
-            self._on_device = torch.empty(count * stride, dtype=torch.uint8, device=self._device)
-        copy = self._on_device[: count * stride]
-        copy.copy_(self._filled, non_blocking=True)
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._copied.record()
-        return copy.view(count, stride)[:, :nbytes]
+    def upload(self) -> None:
+        """Begin to bring the rows to the device."""
+        if self.device is not self.host:
+            self._copy.copy_(self._whole, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()

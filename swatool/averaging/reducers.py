@@ -1,10 +1,12 @@
 """Reducers: what is done to one block. Later families (several outputs, medians) are new reducers, not loops.
 
-A reducer is started with a block, is given its checkpoints' rows in order, and hands out the finished bytes.
+A reducer is made for one treatment and one number of elements, holds all that blocks of that shape need, and
+is used for one block after the other: started, given its groups of rows in order, and finished.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,29 +14,45 @@ import torch
 from torch import Tensor
 
 from swatool.averaging import kernels
-from swatool.averaging.blocks import Block, Window
+from swatool.averaging.blocks import Block
+from swatool.averaging.memory import Memory, Rows
 from swatool.averaging.plan import Action, Input, Treatment
 
-__all__ = ["CopyReducer", "Group", "LinearReducer", "Reducer", "Signal", "groups", "typed_values"]
+__all__ = ["CopyReducer", "Group", "LinearReducer", "Reducer", "Signal"]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Neighbouring checkpoints of one type that are read and added together.
+    """Checkpoints that are read and added together; neighbours, of one type.
 
     Attributes:
-        inputs: the checkpoints; one alone where it is stored out of order.
-        coefficients: their factors, [len(inputs)], in the type of the sums, on the device.
+        inputs: the checkpoints.
+        rows: the memory that they are read into, in C order.
     """
 
     inputs: tuple[Input, ...]
-    coefficients: Tensor
+    rows: Rows
 
 
-def groups(treatment: Treatment, device: torch.device, *, strided: bool) -> tuple[Group, ...]:
-    """Divide a treatment's checkpoints into groups of equal length, as far as their types allow."""
-    wide = wide_dtype(treatment)
-    most = kernels.fused_rows(device, wide) if treatment.averages and not strided else 1
+class Reducer(Protocol):
+    """What turns the rows of a block into its result."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The checkpoints, in the order in which they are added."""
+
+    def start(self, block: Block) -> None:
+        """Begin a block."""
+
+    def add(self, turn: int) -> None:
+        """Take the filled rows of the group with this number."""
+
+    def finish(self) -> Tensor:
+        """Return the result's bytes, [bytes], as uint8; valid until the next start."""
+
+
+def make_groups(treatment: Treatment, count: int, memory: Memory, most: int) -> tuple[Group, ...]:
+    """Divide a treatment's checkpoints into groups of at most `most`, as equal as their types allow."""
     turns = -(-len(treatment.inputs) // most)
     most = -(-len(treatment.inputs) // turns)
     parts: list[list[Input]] = []
@@ -43,28 +61,12 @@ def groups(treatment: Treatment, device: torch.device, *, strided: bool) -> tupl
             parts[-1].append(one)
         else:
             parts.append([one])
+    # While the device copies and adds one set of rows, the next one is read into another.
+    sets = 1 if memory.device.type == "cpu" else 2
     return tuple(
-        Group(tuple(part), torch.tensor([one.coefficient for one in part], dtype=wide, device=device))
-        for part in parts
+        Group(tuple(part), Rows(memory, f"rows {turn % sets}", len(part), count * part[0].dtype.itemsize))
+        for turn, part in enumerate(parts)
     )
-
-
-def wide_dtype(treatment: Treatment) -> torch.dtype:
-    """Return the type of the sums."""
-    return torch.float64 if treatment.accumulator == "float64" else torch.float32
-
-
-class Reducer(Protocol):
-    """What turns the rows of a block into its result."""
-
-    def start(self, block: Block) -> None:
-        """Begin a block."""
-
-    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
-        """Take the bytes of the group's checkpoints, [len(inputs), bytes], as uint8."""
-
-    def finish(self) -> Tensor:
-        """Return the result's bytes, [bytes], as uint8; valid until the next start."""
 
 
 @dataclass
@@ -80,122 +82,114 @@ class Signal:
     change: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A group as numbers.
+
+    Attributes:
+        values: its rows in their own type, [rows, scalars] or complex.
+        target: memory of the same shape in the wide type that they are copied to; None if they are wide.
+        wide: the rows in the wide type, [rows, scalars]: the same memory as the target or as the values.
+        coefficients: [rows], in the wide type.
+    """
+
+    values: Tensor
+    target: Tensor | None
+    wide: Tensor
+    coefficients: Tensor
+
+
 class LinearReducer:
     """The weighted sum in a wide type, cast once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
+    def __init__(self, treatment: Treatment, count: int, memory: Memory, *, alone: bool = False) -> None:
+        """Prepare for blocks of `count` elements; `alone` takes the checkpoints singly, to save memory."""
+        self._wide = torch.float64 if treatment.accumulator == "float64" else torch.float32
+        self._dtype = kernels.torch_dtype(treatment.dtype)
+        scalars = count * (2 if treatment.inputs[0].dtype.kind == "complex" else 1)
+        most = 1 if alone else kernels.fused_rows(memory.device, self._wide)
+        self.groups = make_groups(treatment, count, memory, most)
+        self._terms = [self._term(group, scalars, memory) for group in self.groups]
+        self._sums = memory.take("sums", self._wide, scalars)
+        self._typed = kernels.complex_view(self._sums) if self._dtype.is_complex else self._sums
+        self._result = self._typed
+        if self._dtype is not self._typed.dtype:
+            self._result = memory.take("result", self._dtype, count)
+        self._bytes = self._result.view(torch.uint8)
+
+    def _term(self, group: Group, scalars: int, memory: Memory) -> Term:
+        first = group.inputs[0].dtype
+        values = group.rows.device.view(kernels.torch_dtype(first))
+        coefficients = [one.coefficient for one in group.inputs]
+        tensor = torch.tensor(coefficients, dtype=torch.float64).to(self._wide).to(memory.device)
+        reals = torch.view_as_real(values).flatten(1) if values.is_complex() else values
+        if reals.dtype is self._wide:
+            return Term(values, None, reals, tensor)
+        wide = memory.take("wide", self._wide, len(group.inputs) * scalars).view(-1, scalars)
+        target = kernels.complex_view(wide) if values.is_complex() else wide
+        return Term(values, target, wide, tensor)
 
     def start(self, block: Block) -> None:
         """Begin a block of averages."""
-        treatment = block.treatment
-        self._block = block
-        self._wide = wide_dtype(treatment)
-        scalars = block.count * (2 if treatment.inputs[0].dtype.kind == "complex" else 1)
-        self._sums = self._take("sums", self._wide, scalars)
-        self._last: Tensor | None = None
 
-    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
+    def add(self, turn: int) -> None:
         """Widen the rows if need be and add them."""
-        wide = self._widened(group.inputs[0], rows, window)
-        kernels.accumulate(self._sums, wide, group.coefficients, first=self._last is None)
-        self._last = wide[-1]
-
-    def _widened(self, one: Input, rows: Tensor, window: Window | None) -> Tensor:
-        """See the rows as numbers of the wide type, [r, scalars], copying only where they are not."""
-        is_complex = one.dtype.kind == "complex"
-        native = torch.float32 if one.dtype.name == "complex64" else torch.float64
-        if window is None and is_complex and native is self._wide:
-            return rows.view(native)
-        dtype = kernels.torch_dtype(one.dtype)
-        if window is None and dtype is self._wide:
-            return rows.view(dtype)
-        wide = self._take("wide", self._wide, len(rows) * len(self._sums)).view(len(rows), -1)
-        target = kernels.complex_view(wide.view(-1)) if is_complex else wide
-        if window is None:
-            target.view(len(rows), -1).copy_(rows.view(dtype))
-        else:
-            source = rows[0].view(dtype).as_strided(window.shape, window.strides)
-            target.view(window.shape).copy_(source)
-        return wide
+        term = self._terms[turn]
+        if term.target is not None:
+            term.target.copy_(term.values)
+        kernels.accumulate(self._sums, term.wide, term.coefficients, first=turn == 0)
 
     def finish(self) -> Tensor:
         """Cast the sums to the type of the output."""
-        dtype = kernels.torch_dtype(self._block.treatment.dtype)
-        sums = self._sums
-        if dtype.is_complex:
-            sums = kernels.complex_view(sums)
-        if dtype is sums.dtype:
-            return sums.view(torch.uint8)
-        return self._take("result", dtype, len(sums)).copy_(sums).view(torch.uint8)
+        if self._result is not self._typed:
+            self._result.copy_(self._typed)
+        return self._bytes
 
     def fits(self) -> bool:
         """Tell whether the result holds no NaN and no Inf."""
-        dtype = kernels.torch_dtype(self._block.treatment.dtype)
-        if dtype.is_complex:
-            dtype = torch.float64 if dtype is torch.complex128 else torch.float32
-        return kernels.fits(self._sums, dtype)
+        return kernels.fits(self._sums, self._dtype)
 
-    def measure(self, result: Tensor, signal: Signal) -> None:
-        """Add this block's share to the signal, from the finished bytes and the last row."""
-        assert self._last is not None
-        rounded = result.view(kernels.torch_dtype(self._block.treatment.dtype)).to(self._wide)
-        signal.rounding += float(torch.linalg.vector_norm(rounded - self._sums)) ** 2
-        signal.change += float(torch.linalg.vector_norm(self._sums - self._last)) ** 2
-
-    def _take(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Return memory that is reused from block to block."""
-        memory = self._memory.get((name, dtype))
-        if memory is None or len(memory) < count:
-            memory = self._memory[name, dtype] = torch.empty(count, dtype=dtype, device=self._device)
-        return memory[:count]
+    def measure(self, signal: Signal) -> None:
+        """Add the finished block's share to the signal; the last rows must still be there."""
+        rounded = self._result
+        reals = torch.view_as_real(rounded).flatten() if rounded.is_complex() else rounded
+        signal.rounding += float(torch.linalg.vector_norm(reals.to(self._wide) - self._sums)) ** 2
+        signal.change += float(torch.linalg.vector_norm(self._sums - self._terms[-1].wide[-1])) ** 2
 
 
 class CopyReducer:
     """One checkpoint's bytes unchanged, compared with those of the others."""
 
-    def __init__(self) -> None:
-        self._kept: Tensor | None = None
-        self.differing: dict[str, int] = {}
+    def __init__(self, treatment: Treatment, count: int, memory: Memory, differing: dict[str, int]) -> None:
+        """Prepare for blocks of `count` elements; names of tensors that differ are noted in `differing`."""
+        self._action = treatment.action
+        self._itemsize = treatment.dtype.itemsize
+        self._differing = differing
+        self.groups = make_groups(treatment, count, memory, 1)
+        self._first = memory.take_on_host("first", count * self._itemsize)
 
     def start(self, block: Block) -> None:
         """Begin a block of copies."""
         self._block = block
-        self._kept = None
-        self._first: Tensor | None = None
 
-    def add(self, group: Group, rows: Tensor, window: Window | None) -> None:
-        """Compare the rows with the first one and keep the one that is asked for."""
-        for one, row in zip(group.inputs, rows, strict=True):
-            values = typed_values(row, one, window).view(torch.uint8)
-            if self._first is None:
-                self._first = self._kept = values.clone()
-            elif not torch.equal(values, self._first):
-                self._note_differences(values, one)
-                if self._block.treatment.action is not Action.COPY_FIRST:
-                    self._kept = values.clone()
-            elif self._block.treatment.action is not Action.COPY_FIRST:
-                self._kept = self._first
+    def add(self, turn: int) -> None:
+        """Keep the first row, and compare the others with it."""
+        row = self.groups[turn].rows.host[0]
+        if turn == 0:
+            self._first.copy_(row)
+        elif not torch.equal(row, self._first):
+            self._note_differences(row, self.groups[turn].inputs[0].checkpoint)
 
-    def _note_differences(self, values: Tensor, one: Input) -> None:
-        assert self._first is not None
+    def _note_differences(self, row: Tensor, checkpoint: int) -> None:
         position = 0
         for tensor, _, count in self._block.segments:
-            end = position + count * one.dtype.itemsize
-            if not torch.equal(values[position:end], self._first[position:end]):
-                self.differing.setdefault(tensor.name, one.checkpoint)
+            end = position + count * self._itemsize
+            if not torch.equal(row[position:end], self._first[position:end]):
+                self._differing.setdefault(tensor.name, checkpoint)
             position = end
 
     def finish(self) -> Tensor:
-        """Return the bytes that were kept."""
-        assert self._kept is not None
-        return self._kept
-
-
-def typed_values(row: Tensor, one: Input, window: Window | None) -> Tensor:
-    """See a row's bytes as values in C order, [n], copying only where they are not."""
-    dtype = kernels.torch_dtype(one.dtype)
-    if window is None:
-        return row.view(dtype)
-    return row.view(dtype).as_strided(window.shape, window.strides).contiguous().view(-1)
+        """Return the bytes that are asked for."""
+        if self._action is Action.COPY_FIRST:
+            return self._first
+        return self.groups[-1].rows.host[0]

@@ -6,9 +6,8 @@ schemes are data to this loop, not copies of it.
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,17 +15,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swatool.averaging.blocks import LARGEST_GAP, Block, Window, reads, window
-from swatool.averaging.memory import HostBuffer, Rows, bytes_of
+from swatool.averaging import kernels
+from swatool.averaging.blocks import LARGEST_GAP, Block, Window, block_elements, cut, reads, window
+from swatool.averaging.memory import Memory, Rows, bytes_of
 from swatool.averaging.plan import Action, Input, Plan, Treatment
-from swatool.averaging.reducers import CopyReducer, Group, LinearReducer, Signal, groups, typed_values
+from swatool.averaging.reducers import CopyReducer, LinearReducer, Reducer, Signal
 from swatool.errors import CheckpointError, MismatchError, SwatoolError, UsageError, printable
+from swatool.output.layout import Layout
 
 __all__ = ["StreamResult", "Write", "choose_device", "stream"]
 
 Write = Callable[[int, memoryview], None]
 
 TICK = 0.1  # seconds between two reports of progress
+SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
+MOST_REDUCERS = 64  # that a worker keeps
 
 
 @dataclass
@@ -71,15 +74,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What all workers share; see `stream`."""
+
+    plan: Plan
+    write: Write
+    ties: Mapping[str, tuple[int, ...]]
+    device: torch.device
+    elements: int
+    samples_every: int
+    allow_nonfinite: bool
+
+
 def stream(
     plan: Plan,
-    blocks: Iterator[Block],
+    layout: Layout,
     write: Write,
     *,
-    ties: dict[str, tuple[int, ...]],
     device: torch.device,
     threads: int,
-    samples_every: int,
     allow_nonfinite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> StreamResult:
@@ -87,12 +101,10 @@ def stream(
 
     Args:
         plan: what is computed.
-        blocks: its blocks, in any order.
+        layout: where in the output it goes.
         write: puts bytes at a position of the output; called from all threads.
-        ties: for a computed tensor, the places of its other names.
         device: where the arithmetic is done.
         threads: number of workers.
-        samples_every: the merge signal is measured on every so many blocks.
         allow_nonfinite: note NaN and Inf instead of refusing them.
         progress: is told, ten times a second, how many bytes have been read.
 
@@ -100,11 +112,17 @@ def stream(
         CheckpointError: an input failed, or the result holds NaN or Inf.
         MismatchError: tensors that must be equal are not.
     """
+    elements = block_elements(plan, threads)
+    places: dict[str, tuple[int, ...]] = {}
+    for name, first in plan.ties.items():
+        if name in layout.offsets:
+            places[first] = (*places.get(first, ()), layout.offsets[name])
+    total = sum(tensor.numel for tensor in plan.tensors)
+    samples_every = max(1, total // (elements * SIGNAL_SAMPLES))
+    job = _Job(plan, write, places, device, elements, samples_every, allow_nonfinite)
+    source = _Shared(enumerate(cut(plan, layout.offsets, elements)))
+    workers = [_Worker(job, source) for _ in range(threads)]
     torch_threads = torch.get_num_threads()
-    source = _Shared(enumerate(blocks))
-    workers = [
-        _Worker(plan, source, write, ties, device, samples_every, allow_nonfinite) for _ in range(threads)
-    ]
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="swatool") as pool:
             _run(pool, workers, source, progress)
@@ -152,154 +170,152 @@ class _Shared:
 
 
 class _Worker:
-    """One thread's share of the work, with memory of its own that it reuses from block to block."""
+    """One thread's share of the work, with memory of its own that it uses again from block to block."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        source: _Shared,
-        write: Write,
-        ties: dict[str, tuple[int, ...]],
-        device: torch.device,
-        samples_every: int,
-        allow_nonfinite: bool,
-    ) -> None:
+    def __init__(self, job: _Job, source: _Shared) -> None:
         self.result = StreamResult()
-        self._plan, self._source, self._write, self._ties = plan, source, write, ties
-        self._device, self._samples_every, self._allow_nonfinite = device, samples_every, allow_nonfinite
+        self._job, self._source = job, source
         self._gap = memoryview(bytearray(LARGEST_GAP))
-        self._output = HostBuffer(device)
-        self._known_groups: dict[tuple[Treatment, bool], tuple[Group, ...]] = {}
+        self._memory = Memory(job.device)
+        self._host_memory = Memory(torch.device("cpu"))
+        self._averages: dict[tuple[Treatment, int], LinearReducer] = {}
+        self._copies: dict[tuple[Treatment, int], CopyReducer] = {}
 
     def run(self) -> None:
         """Work until there are no more blocks."""
-        # This many cores are used by as many workers; each computes alone.
+        # There are as many workers as cores to be used; each computes alone.
         torch.set_num_threads(1)
-        self._averages = LinearReducer(self._device)
-        self._copies = CopyReducer()
-        # While the device copies and adds one set of rows, the next is read.
-        self._rows = [Rows(self._device) for _ in range(1 if self._device.type == "cpu" else 2)]
-        with torch.inference_mode(), self._stream():
+        with torch.inference_mode(), self._queue():
             while (item := self._source.next()) is not None:
                 number, block = item
                 try:
-                    self._process(block, measured=number % self._samples_every == 0)
+                    if block.treatment.averages:
+                        self._average(block, measured=number % self._job.samples_every == 0)
+                    else:
+                        self._copy(block)
                 except SwatoolError:
                     self._source.stop()
                     raise
-        self.result.differing = self._copies.differing
 
-    def _stream(self) -> AbstractContextManager[object]:
+    def _queue(self) -> AbstractContextManager[object]:
         """Give each worker its own queue on a CUDA device, so that their copies and sums overlap."""
-        if self._device.type == "cuda":
-            return torch.cuda.stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        if self._job.device.type == "cuda":
+            return torch.cuda.stream(torch.cuda.Stream(self._job.device))  # type: ignore[no-untyped-call]
         return nullcontext()
 
-    def _process(self, block: Block, measured: bool) -> None:
-        averages = block.treatment.averages
-        reducer = self._averages if averages else self._copies
-        reducer.start(block)
-        for turn, group in enumerate(self._groups(block)):
-            rows = self._rows[turn % len(self._rows)] if averages else self._host_rows
-            found = self._fill(rows, block, group.inputs)
-            reducer.add(group, rows.on_device(), found)
+    def _average(self, block: Block, measured: bool) -> None:
+        key = (block.treatment, block.count)
+        reducer = self._averages.get(key)
+        if reducer is None:
+            _forget_if_many(self._averages)
+            alone = block.count > self._job.elements
+            reducer = LinearReducer(block.treatment, block.count, self._memory, alone=alone)
+            self._averages[key] = reducer
+        self._reduce(block, reducer)
         result = reducer.finish()
-        if averages:
-            if not self._averages.fits():
-                self._refuse_or_note_nonfinite(block)
-            if measured and block.treatment.dtype.itemsize < 4:
-                self._averages.measure(result, self.result.signal)
-        elif block.treatment.action is Action.MUST_EQUAL and self._copies.differing:
-            self._refuse_differing()
+        if not reducer.fits():
+            self._refuse_or_note_nonfinite(block, reducer)
+        if measured and block.treatment.dtype.itemsize < 4:
+            reducer.measure(self.result.signal)
         self._put(block, self._on_host(result))
 
-    def _groups(self, block: Block) -> tuple[Group, ...]:
-        key = (block.treatment, block.strided)
-        if key not in self._known_groups:
-            self._known_groups[key] = groups(block.treatment, self._device, strided=block.strided)
-        return self._known_groups[key]
+    def _copy(self, block: Block) -> None:
+        key = (block.treatment, block.count)
+        reducer = self._copies.get(key)
+        if reducer is None:
+            _forget_if_many(self._copies)
+            differing = self.result.differing
+            reducer = CopyReducer(block.treatment, block.count, self._host_memory, differing)
+            self._copies[key] = reducer
+        self._reduce(block, reducer)
+        if block.treatment.action is Action.MUST_EQUAL and self.result.differing:
+            self._refuse_differing()
+        self._put(block, bytes_of(reducer.finish()))
 
-    @functools.cached_property
-    def _host_rows(self) -> Rows:
-        """Rows for copies, which no device needs to see."""
-        return Rows(torch.device("cpu"))
+    def _reduce(self, block: Block, reducer: Reducer) -> None:
+        reducer.start(block)
+        for turn, group in enumerate(reducer.groups):
+            group.rows.wait()
+            for row, one in enumerate(group.inputs):
+                self._fill(block, one, group.rows, row)
+            group.rows.upload()
+            reducer.add(turn)
 
-    def _fill(self, rows: Rows, block: Block, inputs: Sequence[Input]) -> Window | None:
-        """Read a block's bytes from some checkpoints, a row for each."""
-        found = None
-        if block.strided:
-            (one,) = inputs
+    def _fill(self, block: Block, one: Input, rows: Rows, row: int) -> None:
+        """Read a block's bytes from one checkpoint into a row, in C order."""
+        checkpoint = self._job.plan.checkpoints[one.checkpoint]
+        buffer = rows.buffers[row]
+        self.result.bytes_read += len(buffer)
+        if len(block.segments) == 1:
             (segment,) = block.segments
-            found = window(block, self._plan.checkpoints[one.checkpoint].tensors[segment.tensor.name])
-        if found is not None:
-            (view,) = rows.take(1, found.extent.nbytes)
-            found.extent.source.read_into([view], found.extent.offset)
-            self.result.bytes_read += found.extent.nbytes
-            return found
-        views = rows.take(len(inputs), block.count * inputs[0].dtype.itemsize)
-        for one, view in zip(inputs, views, strict=True):
-            self._read_row(block, one, view)
-        return None
-
-    def _read_row(self, block: Block, one: Input, row: memoryview) -> None:
+            stored = checkpoint.tensors[segment.tensor.name]
+            if stored.strides is not None:
+                self._gather(window(block, stored), one, rows.host[row])
+                return
+            if len(stored.extents) == 1:
+                source, offset, _ = stored.extents[0]
+                source.read_into((buffer,), offset + segment.start * stored.dtype.itemsize)
+                return
         position = 0
-        for source, offset, pieces in reads(block.segments, self._plan.checkpoints[one.checkpoint]):
+        for source, offset, pieces in reads(block.segments, checkpoint):
             buffers = []
             for nbytes, kept in pieces:
-                buffers.append(row[position : position + nbytes] if kept else self._gap[:nbytes])
+                buffers.append(buffer[position : position + nbytes] if kept else self._gap[:nbytes])
                 position += nbytes if kept else 0
             source.read_into(buffers, offset)
-        self.result.bytes_read += len(row)
+
+    def _gather(self, found: Window, one: Input, row: Tensor) -> None:
+        """Read the span in which elements lie out of order, and put them in order."""
+        source, offset, nbytes = found.extent
+        span = self._memory.take_on_host("span", nbytes)
+        source.read_into((bytes_of(span),), offset)
+        dtype = kernels.torch_dtype(one.dtype)
+        row.view(dtype).view(found.shape).copy_(span.view(dtype).as_strided(found.shape, found.strides))
 
     def _on_host(self, result: Tensor) -> memoryview:
         if result.device.type == "cpu":
             return bytes_of(result)
-        host, view = self._output.take(len(result))
+        host = self._memory.take_on_host("output", len(result))
         host.copy_(result)
-        return view
+        return bytes_of(host)
 
     def _put(self, block: Block, data: memoryview) -> None:
-        self._write(block.offset, data)
+        write, ties = self._job.write, self._job.ties
+        write(block.offset, data)
         self.result.bytes_written += len(data)
-        if not self._ties:
+        if not ties:
             return
         position = 0
         itemsize = block.treatment.dtype.itemsize
         for tensor, start, count in block.segments:
-            for place in self._ties.get(tensor.name, ()):
-                self._write(place + start * itemsize, data[position : position + count * itemsize])
+            for place in ties.get(tensor.name, ()):
+                write(place + start * itemsize, data[position : position + count * itemsize])
                 self.result.bytes_written += count * itemsize
             position += count * itemsize
 
     def _refuse_differing(self) -> None:
-        names = sorted(self._copies.differing)
+        differing = self.result.differing
         raise MismatchError(
             "integer and bool tensors differ, and --integers equal was asked for:",
-            [
-                f"{printable(name)} in {printable(self._plan.checkpoints[self._copies.differing[name]].path)}"
-                for name in names
-            ],
+            [f"{printable(name)} in {self._path(differing[name])}" for name in sorted(differing)],
         )
 
-    def _refuse_or_note_nonfinite(self, block: Block) -> None:
+    def _refuse_or_note_nonfinite(self, block: Block, reducer: LinearReducer) -> None:
         """Find which tensor of a block is not finite, and in which checkpoint that began."""
-        for one in block.treatment.inputs:
-            rows = Rows(torch.device("cpu"))
-            found = self._fill(rows, block, (one,))
-            values = typed_values(rows.on_device()[0], one, found)
-            position = 0
-            for tensor, _, count in block.segments:
-                part = values[position : position + count]
-                position += count
-                part = part if part.is_complex() else part.to(torch.float64)
-                if not bool(part.isfinite().all()):
-                    self._nonfinite(tensor.name, f"there is NaN or Inf in it in {self._path(one)}")
-        if not self.result.nonfinite:
+        noted = len(self.result.nonfinite)
+        for group in reducer.groups:
+            for row, one in enumerate(group.inputs):
+                group.rows.wait()
+                self._fill(block, one, group.rows, row)
+                values = group.rows.host[row].view(kernels.torch_dtype(one.dtype))
+                for name in _nonfinite(block, values):
+                    self._note_nonfinite(name, f"there is NaN or Inf in it in {self._path(one.checkpoint)}")
+        if len(self.result.nonfinite) == noted:
             name = block.segments[0].tensor.name
-            self._nonfinite(name, f"the average is too large for {block.treatment.dtype.name}")
+            self._note_nonfinite(name, f"the average is too large for {block.treatment.dtype.name}")
 
-    def _nonfinite(self, name: str, why: str) -> None:
-        if not self._allow_nonfinite:
+    def _note_nonfinite(self, name: str, why: str) -> None:
+        if not self._job.allow_nonfinite:
             raise CheckpointError(
                 f"the average of tensor {printable(name)} is not finite: {why}; leave that checkpoint out, "
                 "or pass --allow-nonfinite"
@@ -307,5 +323,23 @@ class _Worker:
         if name not in self.result.nonfinite:
             self.result.nonfinite.append(name)
 
-    def _path(self, one: Input) -> str:
-        return printable(self._plan.checkpoints[one.checkpoint].path)
+    def _path(self, checkpoint: int) -> str:
+        return printable(self._job.plan.checkpoints[checkpoint].path)
+
+
+def _forget_if_many(
+    reducers: dict[tuple[Treatment, int], LinearReducer] | dict[tuple[Treatment, int], CopyReducer],
+) -> None:
+    """Bound the number of prepared reducers; nearly all blocks have one of a few shapes."""
+    if len(reducers) >= MOST_REDUCERS:
+        reducers.clear()
+
+
+def _nonfinite(block: Block, values: Tensor) -> Iterator[str]:
+    position = 0
+    for tensor, _, count in block.segments:
+        part = values[position : position + count]
+        position += count
+        # Not every narrow type has isfinite.
+        if not bool(part.to(torch.complex128).isfinite().all()):
+            yield tensor.name

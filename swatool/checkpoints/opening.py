@@ -139,7 +139,7 @@ def _read_contents(file: LocalFile) -> Contents:
         raise CheckpointError(f"{where} is empty: the checkpoint was not written, or its download failed")
     if beginning.startswith(ZIP_MAGIC):
         return read_torch_file(file)
-    if looks_like_safetensors(beginning):
+    if looks_like_safetensors(beginning, file.size):
         return read_safetensors(file)
     if beginning[TAR_MAGIC] == b"ustar":
         raise CheckpointError(f"{where} is a tar archive: unpack it, or save the checkpoint again")

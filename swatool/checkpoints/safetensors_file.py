@@ -27,9 +27,12 @@ DTYPE_OF_CODE: Mapping[str, DType] = {dtype.code: dtype for dtype in DTYPES.valu
 Pairs = tuple[tuple[str, object], ...]
 
 
-def looks_like_safetensors(beginning: bytes) -> bool:
-    """Tell from its first bytes whether a file is meant to be a safetensors file."""
-    return beginning[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+def looks_like_safetensors(beginning: bytes, size: int) -> bool:
+    """Tell from its first bytes and its size whether a file is meant to be a safetensors file."""
+    if beginning[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
+        return False
+    # A JSON text can have a brace there, too, but makes no sense as a length.
+    return beginning[:1] != b"{" or int.from_bytes(beginning[:LENGTH_BYTES], "little") <= size
 
 
 def read_safetensors(source: Source) -> Contents:

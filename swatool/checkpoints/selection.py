@@ -80,7 +80,8 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
             matches = sorted(glob.glob(path, recursive=True))
             if not matches:
                 raise CheckpointError(f"no file matches {printable(path)}")
-            paths += matches
+            for match in matches:
+                paths += _files_in(match) if os.path.isdir(match) else [match]
     return paths
 
 

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, UnsupportedTensor
 from swatool.errors import CheckpointError, MismatchError, printable
@@ -100,19 +100,28 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
 
 
 def _candidates(root: object) -> Iterator[Candidate]:
-    """Yield every dict, reached through string keys, that holds tensors; parents before children."""
-    seen: set[int] = set()
+    """Yield every dict, reached through string keys, that holds tensors; parents before children.
+
+    A dict that stands under several keys is yielded for each, and looked into once.
+    """
+    seen: dict[int, Candidate | None] = {}
     pending: list[tuple[tuple[str, ...], tuple[Mapping[object, object], ...], object]] = [((), (), root)]
     while pending and len(seen) < MAX_DICTS:
         path, ancestors, node = pending.pop()
-        if not isinstance(node, dict) or id(node) in seen:
+        if not isinstance(node, dict):
             continue
-        seen.add(id(node))
+        if id(node) in seen:
+            known = seen[id(node)]
+            if known is not None:
+                yield replace(known, path=path, ancestors=ancestors)
+            continue
+        seen[id(node)] = None
         tensors = [value for value in node.values() if isinstance(value, Leaf)]
         if tensors or any(isinstance(value, UnsupportedTensor) for value in node.values()):
             nbytes = sum(map(_nbytes, tensors))
             averageable = sum(_nbytes(tensor) for tensor in tensors if tensor.dtype.averageable)
-            yield Candidate(path, ancestors, node, len(tensors), nbytes, averageable)
+            seen[id(node)] = found = Candidate(path, ancestors, node, len(tensors), nbytes, averageable)
+            yield found
         if len(path) < MAX_DEPTH:
             children = [(name, value) for name, value in node.items() if isinstance(name, str)]
             pending += [((*path, name), (*ancestors, node), value) for name, value in reversed(children)]
@@ -132,7 +141,8 @@ def _under_key(candidates: Sequence[Candidate], key: str, path: str) -> Candidat
 
 
 def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) -> Candidate:
-    weights = [c for c in candidates if not _lies_beside(c)]
+    once = {id(candidate.node): candidate for candidate in reversed(candidates)}
+    weights = [c for c in candidates if c is once[id(c.node)] and not _lies_beside(c)]
     weights = _without_wrappers(weights)
     weights = _without_inner(weights)
     plain = [c for c in weights if not _is_average(c)]

@@ -12,13 +12,12 @@ import os
 import resource
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swatool.averaging.blocks import block_elements, cut
 from swatool.averaging.plan import Plan, Policies, make_plan
 from swatool.averaging.schemes import Scheme, make_scheme
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
@@ -37,7 +36,6 @@ __all__ = ["DEFAULT_OUTPUT", "AverageSettings", "average"]
 
 DEFAULT_OUTPUT = "averaged.safetensors"
 METADATA_KEY = "swatool"
-SIGNAL_SAMPLES = 32
 SPARE_DESCRIPTORS = 64
 
 
@@ -296,21 +294,13 @@ def _stream(
         from swatool.averaging.stream import choose_device, stream
 
     device = choose_device(job.settings.device)
-    places: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
-    for name, first in job.plan.ties.items():
-        if name in job.layout.offsets:
-            places[first] += (job.layout.offsets[name],)
-    elements = block_elements(job.plan, job.threads)
-    total = sum(tensor.numel for tensor in job.plan.tensors)
     started = time.perf_counter()
     result = stream(
         job.plan,
-        cut(job.plan, job.layout.offsets, elements),
+        job.layout,
         write,
-        ties=places,
         device=device,
         threads=job.threads,
-        samples_every=-(-total // (elements * SIGNAL_SAMPLES)) or 1,
         allow_nonfinite=job.settings.allow_nonfinite,
         progress=on_progress,
     )
