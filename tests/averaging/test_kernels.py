@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+
+from swatool.averaging import kernels
+from swatool.averaging.kernels import accumulate, complex_view, fits, fused_rows, torch_dtype
+from swatool.tensors import DTYPES
+
+CPU = torch.device("cpu")
+WIDE = [torch.float32, torch.float64]
+LENGTHS = [*range(1, 40), 63, 64, 65, 127, 500, 1023, 4096, 4099, 20_000]
+
+
+@pytest.fixture
+def forget():
+    """Let the proof of the product be made anew, before the test and after it."""
+    fused_rows.cache_clear()
+    yield
+    fused_rows.cache_clear()
+
+
+def chain(sums, rows, coefficients, first):
+    """Add rows one by one, the definition of the result."""
+    sums = sums.clone()
+    for index, row in enumerate(rows):
+        if first and index == 0:
+            sums = row * coefficients[0].item()
+        else:
+            sums = torch.add(sums, row, alpha=coefficients[index].item())
+    return sums
+
+
+def check_accumulate(dtype, count, length, *, first, device=CPU, padding=0):
+    generator = torch.Generator().manual_seed(17 * length + count)
+    values = torch.randn(count + 1, length + padding, generator=generator, dtype=dtype).to(device)
+    coefficients = torch.rand(count, generator=generator, dtype=dtype).to(device)
+    rows, sums = values[:count, :length], values[count, :length].clone()
+    expected = chain(sums, rows, coefficients, first)
+    if first:
+        sums.fill_(math.nan)  # what was in the memory before must not matter
+    accumulate(sums, rows, coefficients, first=first)
+    assert torch.equal(sums, expected), (dtype, count, length, first, padding)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("count", range(1, 10))
+def test_accumulate_is_the_chain_bit_for_bit(dtype, count):
+    for length in LENGTHS:
+        for first in (True, False):
+            for padding in (0, 5):
+                check_accumulate(dtype, count, length, first=first, padding=padding)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("count", range(1, 10))
+def test_accumulate_is_the_chain_on_cuda(dtype, count):
+    for length in LENGTHS:
+        for first in (True, False):
+            check_accumulate(dtype, count, length, first=first, device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_fused_rows_is_one_or_all(dtype):
+    assert fused_rows(CPU, dtype) in (1, kernels.MOST_FUSED_ROWS)
+
+
+def backwards_mv(matrix, vector, out):
+    return out.copy_(chain(out, matrix.t().flip(0), vector.flip(0), True))
+
+
+def backwards_addmv(sums, matrix, vector):
+    return sums.copy_(chain(sums, matrix.t().flip(0), vector.flip(0), False))
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize(
+    ("where", "name", "product"),
+    [(torch, "mv", backwards_mv), (torch.Tensor, "addmv_", backwards_addmv)],
+    ids=["mv", "addmv_"],
+)
+@pytest.mark.parametrize("dtype", WIDE)
+def test_product_that_adds_in_another_order_is_not_used(monkeypatch, where, name, product, dtype):
+    monkeypatch.setattr(where, name, product)
+    assert fused_rows(CPU, dtype) == 1
+    for first in (True, False):
+        check_accumulate(dtype, 4, 1000, first=first)
+
+
+def test_torch_dtype_knows_every_type():
+    for name, dtype in DTYPES.items():
+        assert torch_dtype(dtype) is getattr(torch, name)
+        assert torch_dtype(dtype).itemsize == dtype.itemsize
+
+
+def test_complex_view_shares_memory():
+    reals = torch.arange(6, dtype=torch.float32)
+    view = complex_view(reals)
+    view[1] = 7 - 8j
+    assert reals.tolist() == [0, 1, 7, -8, 4, 5]
+
+
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0.0, 1.0, -2.0], torch.float32, True),
+        ([0.0, math.nan, 1.0], torch.float32, False),
+        ([math.nan], torch.float32, False),
+        ([0.0, math.inf], torch.float32, False),
+        ([-math.inf, 0.0], torch.float64, False),
+        ([65504.0, -65504.0], torch.float16, True),
+        ([65519.0, 0.0], torch.float16, True),  # rounds down to the largest
+        ([65520.0, 0.0], torch.float16, False),
+        ([0.0, -65520.0], torch.float16, False),
+        ([3.3895313892515355e38], torch.bfloat16, True),
+        ([3.4e38], torch.bfloat16, False),
+        ([-3.4e38, 1.0], torch.bfloat16, False),
+        ([448.0, -448.0], torch.float8_e4m3fn, True),
+        ([500.0], torch.float8_e4m3fn, False),
+        ([-500.0, 3.0], torch.float8_e4m3fn, False),
+        ([464.0], torch.float8_e4m3fn, True),
+        ([-2.0, 1.0], torch.float8_e8m0fnu, False),  # has no sign
+        ([57344.0], torch.float8_e5m2, True),
+        ([1e5, -1.0], torch.float8_e5m2, False),
+    ],
+)
+def test_fits(values, dtype, expected, wide):
+    assert bool(fits(torch.tensor(values, dtype=wide), dtype)) is expected
+
+
+def test_double_that_is_too_large_for_float_does_not_fit():
+    assert not fits(torch.tensor([1e39], dtype=torch.float64), torch.float32)
+    assert fits(torch.tensor([1e39], dtype=torch.float64), torch.float64)

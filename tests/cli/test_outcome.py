@@ -1,0 +1,231 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from swatool.cli import app
+from swatool.cli.outcome import SIGNALS, ending_in_an_exit_code
+from swatool.errors import (
+    CheckFailedError,
+    CheckpointError,
+    MismatchError,
+    OutputError,
+    SwatoolError,
+    UsageError,
+)
+
+SWATOOL = [sys.executable, "-m", "swatool", "average"]
+KINDS = {UsageError: 2, CheckpointError: 3, MismatchError: 4, OutputError: 5, CheckFailedError: 6}
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"ckpt-{i}.pt" for i in range(2)]
+    for i, path in enumerate(paths):
+        torch.save({"w": torch.full((10,), float(i)), "n": torch.tensor(i)}, path)
+    return paths
+
+
+def ended(command, as_json=False):
+    """Run a command in the wrapper and return the exit code."""
+    with pytest.raises(typer.Exit) as caught:
+        ending_in_an_exit_code(command)(as_json=as_json)
+    return caught.value.exit_code
+
+
+def raising(error):
+    def command(**_):
+        raise error
+
+    return command
+
+
+def test_every_kind_of_error_has_its_exit_code():
+    assert {kind: kind.exit_code for kind in KINDS} == KINDS
+    assert set(SwatoolError.__subclasses__()) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_told_on_stderr(capsys, kind):
+    assert ended(raising(kind("it failed"))) == KINDS[kind]
+    assert capsys.readouterr() == ("", "error: it failed\n")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_told_as_json_if_so_asked(capsys, kind):
+    assert ended(raising(kind("it failed")), as_json=True) == KINDS[kind]
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert json.loads(told.err) == {"schema": 1, "error": "it failed", "exit_code": KINDS[kind]}
+
+
+def test_failures_of_the_system_are_told(capsys):
+    assert ended(raising(OSError(5, "Input/output error"))) == 5
+    assert ended(raising(MemoryError())) == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: the system failed: ")
+    assert lines[1] == "error: out of memory; no output was written"
+
+
+def test_bugs_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        ending_in_an_exit_code(raising(ZeroDivisionError()))()
+
+
+def test_nothing_is_told_of_success(capsys):
+    ending_in_an_exit_code(lambda: None)()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_end_a_command(capsys, number):
+    before = [signal.getsignal(one) for one in SIGNALS]
+    assert ended(lambda **_: os.kill(os.getpid(), number)) == 128 + number
+    assert capsys.readouterr().err.startswith(f"error: stopped by {signal.Signals(number).name}")
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ending_in_an_exit_code(lambda: os.kill(os.getpid(), signal.SIGHUP))()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# The command is in the middle of a block when the signal comes: the write that sends it does not end before
+# the main thread has been told of it.
+STOPPED_WHILE_WRITING = """
+    import os, signal, sys, threading, time
+    from swatool.averaging import blocks
+    from swatool.cli import main, outcome
+    from swatool.output.publish import PendingFile
+
+    blocks.LARGEST_BLOCK = 4
+    blocks.SMALLEST_BLOCK = 1
+    whole, number, count, told = PendingFile.write, int(sys.argv.pop(1)), 0, threading.Event()
+    stopped = outcome.Stopped.__init__
+
+    def tell(self, number):
+        stopped(self, number)
+        told.set()
+
+    def write(self, offset, buffer):
+        global count
+        whole(self, offset, buffer)
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), number)
+            assert told.wait(60)
+        if count == 10:
+            print("blocks are begun after the signal", file=sys.stderr)
+
+    outcome.Stopped.__init__, PendingFile.write = tell, write
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "named"), [*((one, False) for one in SIGNALS), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
+def test_signal_while_the_output_is_written(tmp_path, number, named):
+    files = [tmp_path / f"ckpt-{i}.pt" for i in range(2)]
+    for path in files:
+        torch.save({"w": torch.ones(1000)}, path)
+    script = textwrap.dedent(STOPPED_WHILE_WRITING)
+    if named:
+        script = "from swatool.output import publish; publish.UNNAMED = 0\n" + script
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(number),
+        "average",
+        *files,
+        "-o",
+        tmp_path / "out",
+        "-j",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    name = signal.Signals(number).name
+    assert done.stderr.splitlines() == [f"error: stopped by {name}; no output was written"]
+    assert done.returncode == 128 + number
+    assert sorted(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_after_the_output_was_written(files, monkeypatch, number):
+    """What is said about the output must be true, even if the signal comes while the report is printed."""
+    from swatool.cli.render import Telling
+
+    output = files[0].parent / "out"
+    monkeypatch.setattr(Telling, "summary", lambda *_: os.kill(os.getpid(), number))
+    result = CliRunner().invoke(app, ["average", *map(str, files), "-o", str(output)])
+    assert result.exit_code == 128 + number
+    assert ("no output was written" in result.stderr) is not output.exists()
+
+
+def run(arguments, **options):
+    return subprocess.run(
+        [*SWATOOL, *map(str, arguments)], stderr=subprocess.PIPE, text=True, check=False, **options
+    )
+
+
+def test_reader_of_stdout_that_went_away(files):
+    read, write = os.pipe()
+    os.close(read)
+    done = run([*files, "-o", files[0].parent / "out", "-v"], stdout=write)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert sorted(files[0].parent.iterdir()) == files
+
+
+def test_head_takes_one_line(files):
+    names = {f"a tensor of a long name {i:04}": torch.ones(1) for i in range(3000)}
+    for path in files:
+        torch.save(names, path)
+    command = (
+        f"{sys.executable} -m swatool average {files[0]} {files[1]} -o {files[0].parent / 'out'} -v | head -1"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("checkpoint")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_stream_that_is_closed_from_the_start(files, stream):
+    output = files[0].parent / "out"
+    command = f"{sys.executable} -m swatool average {files[0]} {files[1]} -o {output} {stream}>&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode == 0) is output.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_stdout_that_is_full(files):
+    with open("/dev/full", "w") as full:
+        done = run([*files, "-o", files[0].parent / "out"], stdout=full)
+    assert done.returncode == 5
+    assert done.stderr.splitlines() == ["error: the system failed: [Errno 28] No space left on device"]
+
+
+def test_terminal_that_knows_only_ascii(files):
+    for path in files:
+        torch.save({"größe": torch.ones(1)}, path)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    output = files[0].parent / "out"
+    done = run([*files, "-o", output, "-v"], stdout=subprocess.PIPE, env=environment)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert output.exists()
