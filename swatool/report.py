@@ -88,14 +88,14 @@ class Report:
         output: what is written.
         tensors: what is done with each tensor.
         dtype: types of the averaged tensors in the output, and how many bytes are of each.
-        device: where the arithmetic is done.
+        device: where the arithmetic is done; in a dry run as it was asked for.
         threads: number of workers.
         seconds: where the time went.
         bytes_read: from the checkpoints; in a dry run, what would be read.
         bytes_written: to the output, header included; in a dry run, what would be written.
         peak_rss_bytes: the process's peak resident memory so far.
         merge_signal_kept: where the output is narrower than float32, the share of what averaging changed that
-            rounding left, measured on evenly spaced blocks; else None.
+            rounding left, measured on an evenly spaced sample; else None.
         warnings: sentences that deserve attention.
     """
 

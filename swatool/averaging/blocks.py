@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from swatool.averaging.plan import Plan, PlannedTensor, Treatment
 from swatool.checkpoints.opening import Checkpoint
@@ -17,11 +17,23 @@ from swatool.tensors import Extent, Source, StoredTensor, c_strides
 __all__ = ["Block", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
 
 LARGEST_GAP = 4096  # bytes between two tensors in a file that are cheaper read than skipped
-# Large enough that the interpreter lock and the system calls cost little, small enough for the cache.
-LARGEST_BLOCK = 256 * 1024
+# So large that the interpreter lock, which every read and operator takes, costs little.
+LARGEST_BLOCK = 512 * 1024
 SMALLEST_BLOCK = 4 * 1024
+BLOCKS_PER_WORKER = 8
 MEMORY_BUDGET = 24 * 2**20  # bytes, of all workers together
 ROWS = 4  # checkpoints that a worker holds at a time, at most
+
+
+class Sliceable(Protocol):
+    """A tensor or a buffer."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+V = TypeVar("V", bound=Sliceable)
 
 
 class Segment(NamedTuple):
@@ -47,6 +59,14 @@ class Block:
     segments: tuple[Segment, ...]
     count: int
     offset: int
+
+    def split(self, values: V) -> Iterator[tuple[Segment, V]]:
+        """Divide something of the block's length, or a whole multiple of it, among the segments."""
+        scale = len(values) // self.count
+        position = 0
+        for segment in self.segments:
+            yield segment, values[position : position + segment.length * scale]
+            position += segment.length * scale
 
 
 class Read(NamedTuple):
@@ -183,15 +203,16 @@ def _ranges(segments: Sequence[Segment], checkpoint: Checkpoint) -> Iterator[tup
 
 
 def block_elements(plan: Plan, threads: int) -> int:
-    """Return how many elements a block has, so that all workers' memory together stays within its budget."""
-    per_element = max((_bytes_per_element(t.treatment) for t in plan.tensors), default=1)
-    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, MEMORY_BUDGET // (threads * per_element)))
+    """Return how many elements a block has: so many that each worker gets a few blocks within its memory."""
+    per_element = max((_bytes_per_element(tensor.treatment) for tensor in plan.tensors), default=1)
+    shared = sum(tensor.numel for tensor in plan.tensors) // (threads * BLOCKS_PER_WORKER)
+    return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, shared, MEMORY_BUDGET // (threads * per_element)))
 
 
 def _bytes_per_element(treatment: Treatment) -> int:
-    """Memory for a few rows as read, as widened, for the sums and for the result."""
+    """Memory for some rows as they are read, for the sums and for the result."""
     itemsize = max(one.dtype.itemsize for one in treatment.inputs)
     wide = 0 if not treatment.averages else 8 if treatment.accumulator == "float64" else 4
     if treatment.inputs[0].dtype.kind == "complex":
         wide *= 2
-    return ROWS * (itemsize + wide) + wide + treatment.dtype.itemsize
+    return ROWS * itemsize + wide + treatment.dtype.itemsize

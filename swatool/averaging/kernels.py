@@ -16,10 +16,18 @@ from torch import Tensor
 
 from swatool.tensors import DType
 
-__all__ = ["accumulate", "complex_view", "fits", "fused_rows", "torch_dtype"]
+__all__ = [
+    "accumulate",
+    "accumulate_together",
+    "complex_view",
+    "fits",
+    "most_together",
+    "real_view",
+    "torch_dtype",
+]
 
 # From eight rows on, MKL's product adds in another order; four keep what is worked on in the cache.
-MOST_FUSED_ROWS = 4
+MOST_TOGETHER = 4
 PROBE_LENGTHS = (1, 15, 64, 1000, 4099)
 
 
@@ -30,53 +38,52 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     return found
 
 
-def accumulate(sums: Tensor, rows: Tensor, coefficients: Tensor, *, first: bool) -> None:
-    """Add rows times their coefficients to the sums, in the order of the rows.
+def accumulate(sums: Tensor, values: Tensor, coefficient: float, *, first: bool) -> None:
+    """Add one checkpoint's values, [n], times its coefficient to the sums, [n]; `first` overwrites them."""
+    if first:
+        torch.mul(values, coefficient, out=sums)
+    else:
+        sums.add_(values, alpha=coefficient)
+
+
+def accumulate_together(sums: Tensor, columns: Tensor, coefficients: Tensor, *, first: bool) -> None:
+    """Do what `accumulate` does for one column after the other, in one pass over the sums.
 
     Args:
         sums: [n], float32 or float64; overwritten if `first`.
-        rows: [r, n], of the same type and device; r is at most what `fused_rows` returns.
+        columns: [n, r], of the same type and device, a checkpoint in each column; each column's elements lie
+            next to each other, and r is at most what `most_together` returns.
         coefficients: [r], of the same type and device.
-        first: whether these are the first rows, so that the sums hold nothing yet.
+        first: whether these are the first checkpoints, so that the sums hold nothing yet.
     """
-    if len(rows) <= fused_rows(sums.device, sums.dtype):
-        if first:
-            torch.mv(rows.t(), coefficients, out=sums)
-        else:
-            sums.addmv_(rows.t(), coefficients)
+    if first:
+        torch.mv(columns, coefficients, out=sums)
     else:
-        _chain(sums, rows, coefficients, first=first)
-
-
-def _chain(sums: Tensor, rows: Tensor, coefficients: Tensor, *, first: bool) -> None:
-    for index, coefficient in enumerate(coefficients.tolist()):
-        if first and index == 0:
-            torch.mul(rows[0], coefficient, out=sums)
-        else:
-            sums.add_(rows[index], alpha=coefficient)
+        sums.addmv_(columns, coefficients)
 
 
 @functools.cache
-def fused_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """Return how many rows `accumulate` takes at once: as many as the product is proved right for, or 1."""
+def most_together(device: torch.device, dtype: torch.dtype) -> int:
+    """Return for how many checkpoints `accumulate_together` is proved to be the chain; 1 if for none.
+
+    The proof is by trial, over lengths around those of vector registers and at an address that fits none.
+    """
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(MOST_FUSED_ROWS + 2, max(PROBE_LENGTHS) + 3, generator=generator, dtype=dtype)
-    values = values.to(device)
-    rows, start, coefficients = values[:MOST_FUSED_ROWS], values[-2], values[-1, :MOST_FUSED_ROWS]
+    values = torch.randn(MOST_TOGETHER + 2, max(PROBE_LENGTHS) + 3, generator=generator, dtype=dtype).to(
+        device
+    )
+    factors = values[-1, :MOST_TOGETHER]
     for length in PROBE_LENGTHS:
-        for count in range(1, MOST_FUSED_ROWS + 1):
-            # An offset of three elements is no aligned address for any vector unit.
-            part = rows[:count, 3 : 3 + length]
+        for count in range(1, MOST_TOGETHER + 1):
+            columns = values[:count, 3 : 3 + length].t()
             for first in (True, False):
-                expected, found = start[:length].clone(), start[:length].clone()
-                _chain(expected, part, coefficients[:count], first=first)
-                if first:
-                    torch.mv(part.t(), coefficients[:count], out=found)
-                else:
-                    found.addmv_(part.t(), coefficients[:count])
-                if not torch.equal(expected, found):
+                chain, together = values[-2, :length].clone(), values[-2, :length].clone()
+                for index, factor in enumerate(factors[:count].tolist()):
+                    accumulate(chain, columns[:, index], factor, first=first and index == 0)
+                accumulate_together(together, columns, factors[:count], first=first)
+                if not torch.equal(chain, together):
                     return 1
-    return MOST_FUSED_ROWS
+    return MOST_TOGETHER
 
 
 def complex_view(reals: Tensor) -> Tensor:
@@ -84,15 +91,22 @@ def complex_view(reals: Tensor) -> Tensor:
     return torch.view_as_complex(reals.view(*reals.shape[:-1], -1, 2))
 
 
+def real_view(values: Tensor) -> Tensor:
+    """See complex numbers, [..., n], as real ones, [..., 2n], without copying; real ones as they are."""
+    return torch.view_as_real(values).flatten(-2) if values.is_complex() else values
+
+
 def fits(sums: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether every sum, [n], is finite and stays so as `dtype`."""
-    largest = torch.finfo(dtype).max
-    # No element exceeds the norm, which is one fast pass; half is a margin for its rounding.
-    if math.sqrt(torch.dot(sums, sums).item()) <= largest / 2:
+    """Tell whether every sum, [n], is finite and has a finite value of `dtype` to be rounded to."""
+    limits = torch.finfo(dtype)
+    signed = limits.min < 0
+    if signed and math.sqrt(torch.dot(sums, sums).item()) <= limits.max / 2:
+        # No element exceeds the norm, which is one fast pass; half is a margin for its own rounding.
         return True
-    low, high = torch.aminmax(sums)
-    if max(-low.item(), high.item()) <= largest:
-        return True
-    # Slightly larger values still round down to the largest one. Rounding is monotone: the extremes decide.
-    extremes = torch.stack((low, high)).to(dtype).to(torch.complex128).abs()
-    return bool(extremes.isfinite().all())
+    extremes = torch.stack(torch.aminmax(sums))
+    rounded = extremes.to(dtype).to(torch.complex128).abs()
+    if not bool(rounded.isfinite().all()) or not (signed or extremes[0].item() >= limits.min):
+        return False
+    # Types without Inf may be given the largest value for anything beyond it, which is no rounding.
+    half_step = 2.0 ** (math.frexp(limits.max)[1] - 2) * limits.eps
+    return float(extremes.to(torch.float64).abs().max()) <= limits.max + half_step

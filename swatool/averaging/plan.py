@@ -155,7 +155,7 @@ def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], 
     """
     names, dropped, differences = _match_names(checkpoints, policies)
     excluded = _excluded(names, policies.exclude)
-    ties = _ties(checkpoints, names)
+    ties = _ties(checkpoints, names, excluded)
     treatments: dict[tuple[object, ...], Treatment] = {}
     tensors: list[PlannedTensor] = []
     for name in names:
@@ -218,17 +218,18 @@ def _excluded(names: Sequence[str], patterns: Iterable[str]) -> set[str]:
     return excluded
 
 
-def _ties(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> dict[str, str]:
+def _ties(checkpoints: Sequence[Checkpoint], names: Sequence[str], excluded: set[str]) -> dict[str, str]:
     """Find names that show the same bytes in every checkpoint, so that one of them can stand for all."""
     by_place: dict[tuple[object, ...], str] = {}
     ties: dict[str, str] = {}
     for name in names:
         stored = [checkpoint.tensors.get(name) for checkpoint in checkpoints]
         # Extents hold open files, which compare by identity: equal means the same bytes.
-        place = tuple(
+        places = (
             None if tensor is None else (tensor.dtype, tensor.shape, tensor.strides, tensor.extents)
             for tensor in stored
         )
+        place = (name in excluded, *places)
         if any(tensor is not None and not tensor.extents for tensor in stored):
             continue
         first = by_place.setdefault(place, name)
@@ -254,9 +255,9 @@ def _differences(
                 f"{printable(name)} has shape {list(tensor.shape)} in {here}, {list(first.shape)} in {there}"
             )
         elif tensor.dtype is not first.dtype and not excluded:
-            may_convert = tensor.dtype.averageable and first.dtype.averageable and policies.dtype != "same"
-            if not may_convert:
-                advice = "; name the output's type with --dtype" if tensor.dtype.averageable else ""
+            convertible = tensor.dtype.averageable and tensor.dtype.kind == first.dtype.kind
+            if not convertible or policies.dtype == "same":
+                advice = "; name the output's type with --dtype" if convertible else ""
                 types = f"{tensor.dtype.name} in {here}, {first.dtype.name} in {there}"
                 found.append(f"{printable(name)} is {types}{advice}")
     return found

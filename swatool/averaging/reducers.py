@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from swatool.averaging.memory import Memory, Rows
 from swatool.averaging.plan import Action, Input, Treatment
 
 __all__ = ["CopyReducer", "Group", "LinearReducer", "Reducer", "Signal"]
+
+TILE = 64 * 1024  # elements that are widened at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +84,27 @@ class Signal:
     change: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A group as numbers.
+class Tile(NamedTuple):
+    """A part of a group's rows as numbers, small enough that it is still in the cache when it is added.
 
     Attributes:
-        values: its rows in their own type, [rows, scalars] or complex.
+        values: the rows in their own type, [rows, n] or complex.
         target: memory of the same shape in the wide type that they are copied to; None if they are wide.
-        wide: the rows in the wide type, [rows, scalars]: the same memory as the target or as the values.
-        coefficients: [rows], in the wide type.
+        columns: the rows in the wide type, [scalars, rows]: the same memory as the target or as the values.
+        sums: what they are added to, [scalars].
     """
 
     values: Tensor
     target: Tensor | None
-    wide: Tensor
+    columns: Tensor
+    sums: Tensor
+
+
+class Term(NamedTuple):
+    """A group as numbers: its tiles, and its coefficients, [rows], as numbers and in the wide type."""
+
+    tiles: tuple[Tile, ...]
+    factors: tuple[float, ...]
     coefficients: Tensor
 
 
@@ -106,38 +115,48 @@ class LinearReducer:
         """Prepare for blocks of `count` elements; `alone` takes the checkpoints singly, to save memory."""
         self._wide = torch.float64 if treatment.accumulator == "float64" else torch.float32
         self._dtype = kernels.torch_dtype(treatment.dtype)
-        scalars = count * (2 if treatment.inputs[0].dtype.kind == "complex" else 1)
-        most = 1 if alone else kernels.fused_rows(memory.device, self._wide)
+        is_complex = treatment.inputs[0].dtype.kind == "complex"
+        most = 1 if alone else kernels.most_together(memory.device, self._wide)
         self.groups = make_groups(treatment, count, memory, most)
-        self._terms = [self._term(group, scalars, memory) for group in self.groups]
-        self._sums = memory.take("sums", self._wide, scalars)
-        self._typed = kernels.complex_view(self._sums) if self._dtype.is_complex else self._sums
+        self._sums = memory.take("sums", self._wide, count * (2 if is_complex else 1))
+        self._terms = [self._term(group, memory) for group in self.groups]
+        self._typed = kernels.complex_view(self._sums) if is_complex else self._sums
         self._result = self._typed
         if self._dtype is not self._typed.dtype:
             self._result = memory.take("result", self._dtype, count)
         self._bytes = self._result.view(torch.uint8)
 
-    def _term(self, group: Group, scalars: int, memory: Memory) -> Term:
-        first = group.inputs[0].dtype
-        values = group.rows.device.view(kernels.torch_dtype(first))
-        coefficients = [one.coefficient for one in group.inputs]
-        tensor = torch.tensor(coefficients, dtype=torch.float64).to(self._wide).to(memory.device)
-        reals = torch.view_as_real(values).flatten(1) if values.is_complex() else values
+    def _term(self, group: Group, memory: Memory) -> Term:
+        values = group.rows.device.view(kernels.torch_dtype(group.inputs[0].dtype))
+        reals = kernels.real_view(values)
         if reals.dtype is self._wide:
-            return Term(values, None, reals, tensor)
-        wide = memory.take("wide", self._wide, len(group.inputs) * scalars).view(-1, scalars)
-        target = kernels.complex_view(wide) if values.is_complex() else wide
-        return Term(values, target, wide, tensor)
+            tiles = [Tile(values, None, reals.t(), self._sums)]
+        else:
+            scalars = TILE * reals.shape[1] // values.shape[1]
+            parts = zip(_split(values, TILE), _split(self._sums, scalars), strict=True)
+            tiles = [self._widening_tile(part, sums, memory) for part, sums in parts]
+        factors = tuple(one.coefficient for one in group.inputs)
+        coefficients = torch.tensor(factors, dtype=torch.float64).to(self._wide).to(memory.device)
+        return Term(tuple(tiles), factors, coefficients)
+
+    def _widening_tile(self, values: Tensor, sums: Tensor, memory: Memory) -> Tile:
+        wide = memory.take("wide", self._wide, len(values) * len(sums)).view(len(values), -1)
+        return Tile(values, kernels.complex_view(wide) if values.is_complex() else wide, wide.t(), sums)
 
     def start(self, block: Block) -> None:
         """Begin a block of averages."""
 
     def add(self, turn: int) -> None:
         """Widen the rows if need be and add them."""
-        term = self._terms[turn]
-        if term.target is not None:
-            term.target.copy_(term.values)
-        kernels.accumulate(self._sums, term.wide, term.coefficients, first=turn == 0)
+        tiles, factors, coefficients = self._terms[turn]
+        first = turn == 0
+        for values, target, columns, sums in tiles:
+            if target is not None:
+                target.copy_(values)
+            if len(factors) == 1:
+                kernels.accumulate(sums, columns[:, 0], factors[0], first=first)
+            else:
+                kernels.accumulate_together(sums, columns, coefficients, first=first)
 
     def finish(self) -> Tensor:
         """Cast the sums to the type of the output."""
@@ -149,12 +168,23 @@ class LinearReducer:
         """Tell whether the result holds no NaN and no Inf."""
         return kernels.fits(self._sums, self._dtype)
 
+    def unfit(self, block: Block) -> list[str]:
+        """Return the names of the block's tensors for which that does not hold."""
+        parts = block.split(self._sums)
+        return [segment.tensor.name for segment, part in parts if not kernels.fits(part, self._dtype)]
+
     def measure(self, signal: Signal) -> None:
-        """Add the finished block's share to the signal; the last rows must still be there."""
-        rounded = self._result
-        reals = torch.view_as_real(rounded).flatten() if rounded.is_complex() else rounded
-        signal.rounding += float(torch.linalg.vector_norm(reals.to(self._wide) - self._sums)) ** 2
-        signal.change += float(torch.linalg.vector_norm(self._sums - self._terms[-1].wide[-1])) ** 2
+        """Add the beginning of the finished block to the signal; the last rows must still be there."""
+        last = kernels.real_view(self._terms[-1].tiles[0].values[-1])[:TILE].to(self._wide)
+        sums = self._sums[: len(last)]
+        rounded = kernels.real_view(self._result)[: len(last)].to(self._wide)
+        signal.rounding += float(torch.linalg.vector_norm(rounded - sums)) ** 2
+        signal.change += float(torch.linalg.vector_norm(sums - last)) ** 2
+
+
+def _split(tensor: Tensor, length: int) -> list[Tensor]:
+    """Cut a tensor along its last dimension into views of at most this length."""
+    return [tensor[..., start : start + length] for start in range(0, tensor.shape[-1], length)]
 
 
 class CopyReducer:
@@ -163,10 +193,9 @@ class CopyReducer:
     def __init__(self, treatment: Treatment, count: int, memory: Memory, differing: dict[str, int]) -> None:
         """Prepare for blocks of `count` elements; names of tensors that differ are noted in `differing`."""
         self._action = treatment.action
-        self._itemsize = treatment.dtype.itemsize
         self._differing = differing
         self.groups = make_groups(treatment, count, memory, 1)
-        self._first = memory.take_on_host("first", count * self._itemsize)
+        self._first = memory.take_on_host("first", count * treatment.dtype.itemsize)
 
     def start(self, block: Block) -> None:
         """Begin a block of copies."""
@@ -181,12 +210,10 @@ class CopyReducer:
             self._note_differences(row, self.groups[turn].inputs[0].checkpoint)
 
     def _note_differences(self, row: Tensor, checkpoint: int) -> None:
-        position = 0
-        for tensor, _, count in self._block.segments:
-            end = position + count * self._itemsize
-            if not torch.equal(row[position:end], self._first[position:end]):
-                self._differing.setdefault(tensor.name, checkpoint)
-            position = end
+        parts = zip(self._block.split(row), self._block.split(self._first), strict=True)
+        for (segment, here), (_, there) in parts:
+            if not torch.equal(here, there):
+                self._differing.setdefault(segment.tensor.name, checkpoint)
 
     def finish(self) -> Tensor:
         """Return the bytes that are asked for."""

@@ -18,6 +18,8 @@ __all__ = ["SCHEMES", "Ema", "Scheme", "Swa", "Weights", "make_scheme"]
 
 Steps = Sequence[int | None]
 
+LARGEST_WEIGHT = 1e30  # beyond it the sums, in float32, cannot be finite
+
 
 class Scheme(Protocol):
     """The rule that gives each checkpoint its coefficient."""
@@ -92,6 +94,8 @@ class Weights:
     def __post_init__(self) -> None:
         if not self.weights or not all(map(math.isfinite, self.weights)):
             raise UsageError("--weights must be finite numbers, one per checkpoint")
+        if max(map(abs, self.weights)) > LARGEST_WEIGHT:
+            raise UsageError(f"--weights must not exceed {LARGEST_WEIGHT:g}")
         total = math.fsum(self.weights)
         # Weights that cancel leave a sum of rounding errors, which must not become a divisor.
         if self.normalize and abs(total) <= 1e-12 * math.fsum(map(abs, self.weights)):

@@ -37,7 +37,7 @@ class StreamResult:
     """What happened to the blocks.
 
     Attributes:
-        bytes_read: from all checkpoints, gaps included.
+        bytes_read: from all checkpoints.
         bytes_written: to the output, its header not included.
         differing: copied tensors that differ between checkpoints, and the first checkpoint that does.
         nonfinite: names of tensors with NaN or Inf in them; only where those are allowed.
@@ -47,7 +47,7 @@ class StreamResult:
     bytes_read: int = 0
     bytes_written: int = 0
     differing: dict[str, int] = field(default_factory=dict)
-    nonfinite: list[str] = field(default_factory=list)
+    nonfinite: set[str] = field(default_factory=set)
     signal: Signal = field(default_factory=Signal)
 
     def merge(self, other: StreamResult) -> None:
@@ -55,18 +55,16 @@ class StreamResult:
         self.bytes_read += other.bytes_read
         self.bytes_written += other.bytes_written
         self.differing |= other.differing
-        self.nonfinite += other.nonfinite
+        self.nonfinite |= other.nonfinite
         self.signal.rounding += other.signal.rounding
         self.signal.change += other.signal.change
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `cpu`, `cuda`, `cuda:1` or `auto` into a device; UsageError if it is not there."""
+    """Turn `cpu`, `cuda`, `cuda:N` or `auto` into a device; UsageError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(name)}")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
@@ -131,7 +129,18 @@ def stream(
     result = StreamResult()
     for worker in workers:
         result.merge(worker.result)
+    _refuse_unequal(plan, result.differing)
     return result
+
+
+def _refuse_unequal(plan: Plan, differing: Mapping[str, int]) -> None:
+    must = {tensor.name for tensor in plan.tensors if tensor.treatment.action is Action.MUST_EQUAL}
+    unequal = [
+        f"{printable(name)} in {printable(plan.checkpoints[differing[name]].path)}"
+        for name in sorted(must & differing.keys())
+    ]
+    if unequal:
+        raise MismatchError("integer and bool tensors differ, and --integers equal was asked for:", unequal)
 
 
 def _run(
@@ -228,8 +237,6 @@ class _Worker:
             reducer = CopyReducer(block.treatment, block.count, self._host_memory, differing)
             self._copies[key] = reducer
         self._reduce(block, reducer)
-        if block.treatment.action is Action.MUST_EQUAL and self.result.differing:
-            self._refuse_differing()
         self._put(block, bytes_of(reducer.finish()))
 
     def _reduce(self, block: Block, reducer: Reducer) -> None:
@@ -285,46 +292,31 @@ class _Worker:
         self.result.bytes_written += len(data)
         if not ties:
             return
-        position = 0
         itemsize = block.treatment.dtype.itemsize
-        for tensor, start, count in block.segments:
-            for place in ties.get(tensor.name, ()):
-                write(place + start * itemsize, data[position : position + count * itemsize])
-                self.result.bytes_written += count * itemsize
-            position += count * itemsize
-
-    def _refuse_differing(self) -> None:
-        differing = self.result.differing
-        raise MismatchError(
-            "integer and bool tensors differ, and --integers equal was asked for:",
-            [f"{printable(name)} in {self._path(differing[name])}" for name in sorted(differing)],
-        )
+        for segment, part in block.split(data):
+            for place in ties.get(segment.tensor.name, ()):
+                write(place + segment.start * itemsize, part)
+                self.result.bytes_written += len(part)
 
     def _refuse_or_note_nonfinite(self, block: Block, reducer: LinearReducer) -> None:
-        """Find which tensor of a block is not finite, and in which checkpoint that began."""
-        noted = len(self.result.nonfinite)
+        """Find which tensors of a block are not finite, and in which checkpoints that began."""
+        culprits = dict.fromkeys(reducer.unfit(block), "")
         for group in reducer.groups:
             for row, one in enumerate(group.inputs):
                 group.rows.wait()
                 self._fill(block, one, group.rows, row)
                 values = group.rows.host[row].view(kernels.torch_dtype(one.dtype))
-                for name in _nonfinite(block, values):
-                    self._note_nonfinite(name, f"there is NaN or Inf in it in {self._path(one.checkpoint)}")
-        if len(self.result.nonfinite) == noted:
-            name = block.segments[0].tensor.name
-            self._note_nonfinite(name, f"the average is too large for {block.treatment.dtype.name}")
-
-    def _note_nonfinite(self, name: str, why: str) -> None:
+                for name in culprits.keys() & _nonfinite(block, values):
+                    where = self._job.plan.checkpoints[one.checkpoint].path
+                    culprits[name] = culprits[name] or f"there is NaN or Inf in it in {printable(where)}"
         if not self._job.allow_nonfinite:
+            name, why = next(iter(culprits.items()))
+            why = why or f"it is too large for {block.treatment.dtype.name}"
             raise CheckpointError(
                 f"the average of tensor {printable(name)} is not finite: {why}; leave that checkpoint out, "
                 "or pass --allow-nonfinite"
             )
-        if name not in self.result.nonfinite:
-            self.result.nonfinite.append(name)
-
-    def _path(self, checkpoint: int) -> str:
-        return printable(self._job.plan.checkpoints[checkpoint].path)
+        self.result.nonfinite.update(culprits)
 
 
 def _forget_if_many(
@@ -336,10 +328,8 @@ def _forget_if_many(
 
 
 def _nonfinite(block: Block, values: Tensor) -> Iterator[str]:
-    position = 0
-    for tensor, _, count in block.segments:
-        part = values[position : position + count]
-        position += count
+    """Yield the names of a block's tensors that have NaN or Inf in these values."""
+    for segment, part in block.split(values):
         # Not every narrow type has isfinite.
         if not bool(part.to(torch.complex128).isfinite().all()):
-            yield tensor.name
+            yield segment.tensor.name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -40,4 +43,20 @@ def swatool(
 
 def main() -> None:
     """Run the command line."""
+    _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of tensors and files may hold letters that the terminal does not know.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
+
+
+def _open_standard_streams() -> None:
+    """Put something in the place of streams that are closed from the start, before a checkpoint takes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swatool.cli.outcome import ending_in_an_exit_code
+from swatool.cli.outcome import ending_in_an_exit_code, telling_of
 from swatool.errors import UsageError, printable
 from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
 from swatool.jobs.average import average as run
@@ -149,7 +149,7 @@ def average(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    with Telling(quiet=quiet or as_json, verbose=verbose) as telling:
+    with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(output):
         report = run(
             checkpoints, output, settings=settings, on_plan=telling.plan, on_progress=telling.progress
         )

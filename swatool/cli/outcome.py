@@ -20,7 +20,7 @@ import typer
 
 from swatool.errors import OutputError, SwatoolError
 
-__all__ = ["ending_in_an_exit_code"]
+__all__ = ["ending_in_an_exit_code", "telling_of"]
 
 P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,10 +47,10 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
         except SwatoolError as error:
             raise _told(str(error), error.exit_code, as_json) from None
         except Stopped as stopped:
-            name = signal.Signals(stopped.number).name
-            raise _told(f"stopped by {name}; no output was written", 128 + stopped.number, as_json) from None
-        except MemoryError:
-            raise _told("out of memory; no output was written", OutputError.exit_code, as_json) from None
+            what = f"stopped by {signal.Signals(stopped.number).name}"
+            raise _told(_with_notes(what, stopped), 128 + stopped.number, as_json) from None
+        except MemoryError as error:
+            raise _told(_with_notes("out of memory", error), OutputError.exit_code, as_json) from None
         except BrokenPipeError:
             # Nobody reads stdout any more; Python must not complain about that once again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,6 +59,30 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
             raise _told(f"the system failed: {error}", OutputError.exit_code, as_json) from None
 
     return wrapped
+
+
+@contextmanager
+def telling_of(output: str) -> Iterator[None]:
+    """Note on whatever stops the block by force whether the output was written before that."""
+    before = _identity(output)
+    try:
+        yield
+    except (Stopped, MemoryError) as error:
+        written = _identity(output) != before
+        error.add_note("the output was written" if written else "no output was written")
+        raise
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def _told(message: str, code: int, as_json: bool) -> typer.Exit:

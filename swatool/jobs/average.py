@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import time
 import warnings
@@ -37,6 +38,7 @@ __all__ = ["DEFAULT_OUTPUT", "AverageSettings", "average"]
 DEFAULT_OUTPUT = "averaged.safetensors"
 METADATA_KEY = "swatool"
 SPARE_DESCRIPTORS = 64
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class AverageSettings(Reading, Selection, Policies):
     def __post_init__(self) -> None:
         for group in (Reading, Selection, Policies):
             group.__post_init__(self)
+        if not DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, not {self.threads}")
 
@@ -259,7 +263,8 @@ def _lay_out(
             for (checkpoint, step), coefficient in zip(dated, plan.coefficients, strict=True)
         ],
     }
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance), **aliases}
+    # A tensor may be called anything; what the file says of itself comes first.
+    metadata = {**aliases, "format": "pt", METADATA_KEY: json.dumps(provenance)}
     return lay_out(tensors.values(), metadata)
 
 
@@ -268,7 +273,7 @@ def _carry_out(
 ) -> Report:
     with PendingFile(job.output, job.layout.size, overwrite=job.settings.overwrite) as pending:
         pending.write(0, job.layout.header)
-        result, seconds = _stream(job, pending.write, on_progress)
+        result, device, seconds = _stream(job, pending.write, on_progress)
         for checkpoint, _ in job.dated:
             checkpoint.file.check_unchanged()
         fsync = pending.publish()
@@ -276,6 +281,7 @@ def _carry_out(
         report,
         dry_run=False,
         tensors=dataclasses.replace(report.tensors, differing=tuple(sorted(result.differing))),
+        device=device,
         seconds=Seconds(report.seconds.plan, seconds, fsync, time.perf_counter() - started),
         bytes_read=result.bytes_read,
         bytes_written=result.bytes_written + len(job.layout.header),
@@ -287,7 +293,7 @@ def _carry_out(
 
 def _stream(
     job: _Job, write: Callable[[int, memoryview], None], on_progress: Callable[[int], None] | None
-) -> tuple[StreamResult, float]:
+) -> tuple[StreamResult, str, float]:
     with warnings.catch_warnings():
         # Without NumPy, torch says so when it is imported; swatool does not need it.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
@@ -304,14 +310,15 @@ def _stream(
         allow_nonfinite=job.settings.allow_nonfinite,
         progress=on_progress,
     )
-    return result, time.perf_counter() - started
+    return result, str(device), time.perf_counter() - started
 
 
 def _signal_kept(result: StreamResult) -> float | None:
     """Share of what averaging changed that the output's type keeps: 1 - |cast(avg) - avg| / |avg - last|."""
-    if not result.signal.change:
+    rounding, change = result.signal.rounding, result.signal.change
+    if not change or not math.isfinite(rounding + change):
         return None
-    return 1 - math.sqrt(result.signal.rounding / result.signal.change)
+    return 1 - math.sqrt(rounding / change)
 
 
 def _result_warnings(result: StreamResult) -> Iterator[str]:
@@ -322,7 +329,7 @@ def _result_warnings(result: StreamResult) -> Iterator[str]:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         yield f"integer and bool tensors are not averaged, and differ between the checkpoints: {names}{more}"
     if result.nonfinite:
-        names = ", ".join(map(printable, result.nonfinite[:5]))
+        names = ", ".join(map(printable, sorted(result.nonfinite)[:5]))
         yield f"there is NaN or Inf in {len(result.nonfinite)} tensors: {names}"
     kept = _signal_kept(result)
     if kept is not None and kept < 0.5:

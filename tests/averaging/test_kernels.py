@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from swatool.averaging import kernels
-from swatool.averaging.kernels import accumulate, complex_view, fits, fused_rows, torch_dtype
+from swatool.averaging.kernels import (
+    accumulate,
+    accumulate_together,
+    complex_view,
+    fits,
+    most_together,
+    real_view,
+    torch_dtype,
+)
 from swatool.tensors import DTYPES
 
 CPU = torch.device("cpu")
@@ -15,9 +23,9 @@ LENGTHS = [*range(1, 40), 63, 64, 65, 127, 500, 1023, 4096, 4099, 20_000]
 @pytest.fixture
 def forget():
     """Let the proof of the product be made anew, before the test and after it."""
-    fused_rows.cache_clear()
+    most_together.cache_clear()
     yield
-    fused_rows.cache_clear()
+    most_together.cache_clear()
 
 
 def chain(sums, rows, coefficients, first):
@@ -31,7 +39,7 @@ def chain(sums, rows, coefficients, first):
     return sums
 
 
-def check_accumulate(dtype, count, length, *, first, device=CPU, padding=0):
+def check_accumulate(dtype, count, length, *, first, together, device=CPU, padding=0):
     generator = torch.Generator().manual_seed(17 * length + count)
     values = torch.randn(count + 1, length + padding, generator=generator, dtype=dtype).to(device)
     coefficients = torch.rand(count, generator=generator, dtype=dtype).to(device)
@@ -39,32 +47,51 @@ def check_accumulate(dtype, count, length, *, first, device=CPU, padding=0):
     expected = chain(sums, rows, coefficients, first)
     if first:
         sums.fill_(math.nan)  # what was in the memory before must not matter
-    accumulate(sums, rows, coefficients, first=first)
+    if together:
+        accumulate_together(sums, rows.t(), coefficients, first=first)
+    else:
+        for index, coefficient in enumerate(coefficients.tolist()):
+            accumulate(sums, rows[index], coefficient, first=first and index == 0)
     assert torch.equal(sums, expected), (dtype, count, length, first, padding)
 
 
+def check_lengths(dtype, device, together):
+    most = most_together(device, dtype) if together else 9
+    for count in range(1, most + 1):
+        for length in LENGTHS:
+            for first in (True, False):
+                for padding in (0, 5):
+                    check_accumulate(
+                        dtype, count, length, first=first, together=together, device=device, padding=padding
+                    )
+
+
 @pytest.mark.parametrize("dtype", WIDE)
-@pytest.mark.parametrize("count", range(1, 10))
-def test_accumulate_is_the_chain_bit_for_bit(dtype, count):
-    for length in LENGTHS:
-        for first in (True, False):
-            for padding in (0, 5):
-                check_accumulate(dtype, count, length, first=first, padding=padding)
+@pytest.mark.parametrize("together", [True, False])
+def test_accumulating_is_the_chain_bit_for_bit(dtype, together):
+    check_lengths(dtype, CPU, together)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", WIDE)
-@pytest.mark.parametrize("count", range(1, 10))
-def test_accumulate_is_the_chain_on_cuda(dtype, count):
-    for length in LENGTHS:
-        for first in (True, False):
-            check_accumulate(dtype, count, length, first=first, device=torch.device("cuda"))
+@pytest.mark.parametrize("together", [True, False])
+def test_accumulating_is_the_chain_on_cuda(dtype, together):
+    check_lengths(dtype, torch.device("cuda"), together)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_fused_rows_is_one_or_all(dtype):
-    assert fused_rows(CPU, dtype) in (1, kernels.MOST_FUSED_ROWS)
+def test_most_together_is_one_or_all(dtype):
+    assert most_together(CPU, dtype) in (1, kernels.MOST_TOGETHER)
+
+
+def test_real_view_shares_memory():
+    values = torch.tensor([[1 + 2j, 3 - 4j]])
+    view = real_view(values)
+    view[0, 1] = 7
+    assert values.tolist() == [[1 + 7j, 3 - 4j]]
+    reals = torch.ones(2)
+    assert real_view(reals) is reals
 
 
 def backwards_mv(matrix, vector, out):
@@ -84,9 +111,7 @@ def backwards_addmv(sums, matrix, vector):
 @pytest.mark.parametrize("dtype", WIDE)
 def test_product_that_adds_in_another_order_is_not_used(monkeypatch, where, name, product, dtype):
     monkeypatch.setattr(where, name, product)
-    assert fused_rows(CPU, dtype) == 1
-    for first in (True, False):
-        check_accumulate(dtype, 4, 1000, first=first)
+    assert most_together(CPU, dtype) == 1
 
 
 def test_torch_dtype_knows_every_type():

@@ -131,7 +131,7 @@ def test_the_signal_is_what_rounding_and_averaging_change(alone):
     [(1, [1]), (2, [2]), (4, [4]), (5, [3, 2]), (6, [3, 3]), (8, [4, 4]), (9, [3, 3, 3]), (10, [4, 4, 2])],
 )
 def test_groups_of_equal_length(monkeypatch, count, expected):
-    monkeypatch.setattr(kernels, "fused_rows", lambda *_: 4)
+    monkeypatch.setattr(kernels, "most_together", lambda *_: 4)
     some = inputs("float32", *range(1, count + 1))
     reducer = LinearReducer(treat(Action.AVERAGE, some), 1, Memory(CPU))
     assert [len(group.inputs) for group in reducer.groups] == expected
@@ -139,7 +139,7 @@ def test_groups_of_equal_length(monkeypatch, count, expected):
 
 
 def test_types_part_groups(monkeypatch):
-    monkeypatch.setattr(kernels, "fused_rows", lambda *_: 4)
+    monkeypatch.setattr(kernels, "most_together", lambda *_: 4)
     types = ["float32", "float32", "bfloat16", "float32"]
     some = [Input(index, DTYPES[dtype], 0.25) for index, dtype in enumerate(types)]
     reducer = LinearReducer(treat(Action.AVERAGE, some), 1, Memory(CPU))

@@ -83,6 +83,11 @@ def median_process(command: Sequence[str], rounds: int) -> Process:
     )
 
 
+def megabytes_above(idle: Process, process: Process) -> float:
+    """Return how much more memory a process took than importing torch does."""
+    return (process.peak_bytes - idle.peak_bytes) / 1e6
+
+
 def check(paths: Sequence[str], output: str, coefficients: Sequence[float]) -> None:
     """Compare an output with float64 arithmetic on tensors loaded by the formats' own libraries."""
     found = load_file(output)
@@ -132,7 +137,7 @@ def bench_case(bench: Bench, case: Case, goal: float, idle: Process) -> float:
     print(
         f"{case.name:28} {ratio:6.2f} {goal:5.1f} {work:7.3f} {floor:7.3f} "
         f"{whole.seconds:7.2f} {whole.seconds - idle.seconds - work:+7.2f} {peer.seconds:7.2f} "
-        f"{(whole.peak_bytes - idle.peak_bytes) / 1e6:+8.0f} {(peer.peak_bytes - idle.peak_bytes) / 1e6:+8.0f}",
+        f"{megabytes_above(idle, whole):+8.0f} {megabytes_above(idle, peer):+8.0f}",
         flush=True,
     )
     return work
@@ -200,9 +205,10 @@ def bench_small(bench: Bench, idle: Process) -> None:
         seconds[name] = whole.seconds
         tensors = len(shapes(bench.scale)) * 4
         print(
-            f"{case.name:28} whole {whole.seconds:.2f} s ({whole.seconds / seconds['few large safetensors']:.2f}x), "
+            f"{case.name:28} whole {whole.seconds:.2f} s "
+            f"({whole.seconds / seconds['few large safetensors']:.2f}x), "
             f"plan + stream {work:.3f} s, stream {stream:.3f} s, {work / tensors * 1e6:.1f} us per tensor, "
-            f"memory {(whole.peak_bytes - idle.peak_bytes) / 1e6:+.0f} MB",
+            f"memory {megabytes_above(idle, whole):+.0f} MB",
             flush=True,
         )
         shutil.rmtree(bench.path("small"))
@@ -219,7 +225,7 @@ def bench_growth(bench: Bench, idle: Process) -> None:
         paths = case.write(bench.path("growth"), scale * bench.scale)
         output = bench.path("growth.safetensors")
         whole = median_process([*SWATOOL, "average", *paths, "-o", output, "--overwrite"], 3)
-        print(f"memory with {name}: {(whole.peak_bytes - idle.peak_bytes) / 1e6:+.0f} MB", flush=True)
+        print(f"memory with {name}: {megabytes_above(idle, whole):+.0f} MB", flush=True)
         shutil.rmtree(bench.path("growth"))
 
 
