@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, UsageError, printable
-from swatool.tensors import DTYPES, DType, StoredTensor
+from swatool.tensors import DTYPES, DType, Extent, StoredTensor
 
 __all__ = ["Action", "Input", "Plan", "PlannedTensor", "Policies", "Treatment", "make_plan"]
 
@@ -164,7 +164,7 @@ def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], 
         differences += found
         if name in ties or found:
             continue
-        key = (name in excluded, *((index, tensor.dtype) for index, tensor in stored))
+        key = (name in excluded, *((index, tensor.dtype.name) for index, tensor in stored))
         if key not in treatments:
             treatments[key] = _treatment(name, stored, coefficients, policies, name in excluded)
         tensors.append(PlannedTensor(name, stored[0][1].shape, treatments[key]))
@@ -220,21 +220,20 @@ def _excluded(names: Sequence[str], patterns: Iterable[str]) -> set[str]:
 
 def _ties(checkpoints: Sequence[Checkpoint], names: Sequence[str], excluded: set[str]) -> dict[str, str]:
     """Find names that show the same bytes in every checkpoint, so that one of them can stand for all."""
-    by_place: dict[tuple[object, ...], str] = {}
-    ties: dict[str, str] = {}
+    sharing: dict[tuple[Extent, ...], list[str]] = {}
     for name in names:
-        stored = [checkpoint.tensors.get(name) for checkpoint in checkpoints]
-        # Extents hold open files, which compare by identity: equal means the same bytes.
-        places = (
-            None if tensor is None else (tensor.dtype, tensor.shape, tensor.strides, tensor.extents)
-            for tensor in stored
-        )
-        place = (name in excluded, *places)
-        if any(tensor is not None and not tensor.extents for tensor in stored):
-            continue
-        first = by_place.setdefault(place, name)
-        if first != name:
-            ties[name] = first
+        # Extents hold open files, which compare by identity: equal ones are the same bytes.
+        extents = next(c.tensors[name].extents for c in checkpoints if name in c.tensors)
+        if extents:
+            sharing.setdefault(extents, []).append(name)
+    ties: dict[str, str] = {}
+    for group in sharing.values():
+        for index, name in enumerate(group):
+            for first in group[:index]:
+                same = all(c.tensors.get(name) == c.tensors.get(first) for c in checkpoints)
+                if same and first not in ties and (name in excluded) == (first in excluded):
+                    ties[name] = first
+                    break
     return ties
 
 
@@ -249,12 +248,14 @@ def _differences(
     first_index, first = stored[0]
     found: list[str] = []
     for index, tensor in stored[1:]:
+        if tensor.shape == first.shape and tensor.dtype is first.dtype:
+            continue
         here, there = printable(checkpoints[index].path), printable(checkpoints[first_index].path)
         if tensor.shape != first.shape:
             found.append(
                 f"{printable(name)} has shape {list(tensor.shape)} in {here}, {list(first.shape)} in {there}"
             )
-        elif tensor.dtype is not first.dtype and not excluded:
+        elif not excluded:
             convertible = tensor.dtype.averageable and tensor.dtype.kind == first.dtype.kind
             if not convertible or policies.dtype == "same":
                 advice = "; name the output's type with --dtype" if convertible else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from swatool.errors import CheckpointError, printable
@@ -63,6 +64,10 @@ class LocalFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`."""
+        with suppress(OSError):
+            data = os.pread(self._descriptor, nbytes, offset)
+            if len(data) == nbytes:
+                return data
         buffer = bytearray(nbytes)
         self.read_into([buffer], offset)
         return bytes(buffer)

@@ -21,10 +21,8 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 25_000_000  # what the Hugging Face hub accepts; parsing takes several times as much memory
 MAX_RANK = 64
 MAX_LENGTH = 2**63
-FIELDS = ("dtype", "shape", "data_offsets")
+FIELDS = {"dtype", "shape", "data_offsets"}
 DTYPE_OF_CODE: Mapping[str, DType] = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
-
-Pairs = tuple[tuple[str, object], ...]
 
 
 def looks_like_safetensors(beginning: bytes, size: int) -> bool:
@@ -51,7 +49,7 @@ def read_safetensors(source: Source) -> Contents:
     tensors: dict[str, StoredTensor] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     ranges: list[tuple[int, int, str]] = []
-    for name, entry in entries:
+    for name, entry in entries.items():
         if name == "__metadata__":
             metadata = _metadata(entry, where)
         else:
@@ -67,30 +65,31 @@ def _locate(leaf: TensorDescriptor | StoredTensor) -> StoredTensor:
     return leaf
 
 
-def _parse_header(header: bytes, where: str) -> Pairs:
+def _parse_header(header: bytes, where: str) -> dict[str, object]:
     if header[:1] != b"{":
         raise CheckpointError(f"{where} has no safetensors header: it does not begin with '{{'")
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_pairs)
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_without_duplicates)
         if b"\\u" in header:  # an escape may be half a surrogate pair, which is no text and fails to encode
             json.dumps(entries, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} has a damaged safetensors header: {error}") from error
-    if not isinstance(entries, tuple):
+    if not isinstance(entries, dict):
         raise CheckpointError(f"{where} has a damaged safetensors header: not an object")
     return entries
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> Pairs:
-    if len({name for name, _ in pairs}) != len(pairs):
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
         raise ValueError("a key stands twice")
-    return tuple(pairs)
+    return found
 
 
 def _metadata(entry: object, where: str) -> Mapping[str, str]:
-    if not isinstance(entry, tuple) or not all(isinstance(value, str) for _, value in entry):
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
         raise CheckpointError(f"{where} has safetensors metadata that are not strings")
-    return dict(entry)
+    return entry
 
 
 def _stored_tensor(
@@ -101,10 +100,9 @@ def _stored_tensor(
     shapes: dict[tuple[int, ...], tuple[int, ...]],
     ranges: list[tuple[int, int, str]],
 ) -> StoredTensor:
-    fields = dict(entry) if isinstance(entry, tuple) else {}
-    if sorted(fields) != sorted(FIELDS) or not name or "\0" in name:
+    if not isinstance(entry, dict) or entry.keys() != FIELDS or not name or "\0" in name:
         raise _bad_entry(source, name, "its fields must be dtype, shape and data_offsets")
-    code, shape, offsets = (fields[field] for field in FIELDS)
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = DTYPE_OF_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
         shown = printable(code) if isinstance(code, str) else f"of type {type(code).__name__}"
@@ -123,8 +121,10 @@ def _stored_tensor(
 
 
 def _are_lengths(value: object) -> bool:
-    # `type(...) is int` because JSON's true and false are ints to Python.
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_LENGTH for item in value)
+    # By type, because JSON's true and false are ints to Python.
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < MAX_LENGTH)
 
 
 def _bad_entry(source: Source, name: str, why: str) -> CheckpointError:

@@ -6,6 +6,7 @@ It only wires the wings together: checkpoints are opened and chosen, planned, st
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -134,7 +135,7 @@ def average(
     elif options:
         raise TypeError("give either settings or single options, not both")
     scheme = settings.scheme()
-    with _opened(expand(checkpoints), settings) as opened:
+    with _uncollected(), _opened(expand(checkpoints), settings) as opened:
         job = _prepare(opened, scheme, settings, os.fspath(output))
         planned = time.perf_counter()
         report = _report(job, Seconds(plan=planned - started, total=planned - started))
@@ -143,6 +144,18 @@ def average(
         if settings.dry_run:
             return report
         return _carry_out(job, report, started, on_progress)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Stop the search for garbage cycles, which would walk the descriptions of all tensors in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

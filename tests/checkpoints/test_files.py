@@ -122,6 +122,7 @@ def test_a_system_error_names_the_file(file, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
+    monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(CheckpointError, match=r"x\.pt' at byte 12 failed: Input/output error"):
         file.read(12, 4)
 
