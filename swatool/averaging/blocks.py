@@ -20,7 +20,7 @@ LARGEST_GAP = 4096  # bytes between two tensors in a file that are cheaper read 
 # So large that the interpreter lock, which every read and operator takes, costs little.
 LARGEST_BLOCK = 512 * 1024
 SMALLEST_BLOCK = 4 * 1024
-BLOCKS_PER_WORKER = 8
+BLOCKS_PER_WORKER = 32  # at least, so that small models take little memory and all workers end together
 MEMORY_BUDGET = 24 * 2**20  # bytes, of all workers together
 ROWS = 4  # checkpoints that a worker holds at a time, at most
 

@@ -16,15 +16,31 @@ MAX_NAMES = 10_000  # different ones: m modules and n classes could be combined 
 class PickleMachine:
     """The state of one run: as in Python's own unpickler, a mark sets the current stack aside."""
 
-    __slots__ = ("data", "memo", "names", "outer_stacks", "stack", "where")
+    __slots__ = ("data", "far", "memo", "names", "outer_stacks", "stack", "where")
 
     def __init__(self, data: bytes, where: str) -> None:
         self.data = data
         self.where = where
         self.stack: list[object] = []
         self.outer_stacks: list[list[object]] = []
-        self.memo: dict[int, object] = {}
+        # Honest picklers number what they store one after the other, for which a list takes a tenth of a
+        # dict's memory; what is numbered otherwise is kept apart, so that a large number costs nothing.
+        self.memo: list[object] = []
+        self.far: dict[int, object] = {}
         self.names: dict[tuple[str, str], Opaque] = {}
+
+    def store(self, index: int) -> None:
+        """Keep the value on the top of the stack under a number."""
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+        elif index < len(self.memo):
+            self.memo[index] = self.stack[-1]
+        else:
+            self.far[index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        """Push the value that was kept under a number."""
+        self.stack.append(self.memo[index] if index < len(self.memo) else self.far[index])
 
     def since_mark(self) -> list[object]:
         """Return the values pushed since the last mark, and take up the stack that the mark set aside."""

@@ -42,14 +42,14 @@ def _store(layout: str) -> Handler:
     read, size = reader(layout)
 
     def store(machine: PickleMachine, position: int) -> int:
-        machine.memo[read(machine.data, position)[0]] = machine.stack[-1]
+        machine.store(read(machine.data, position)[0])
         return position + size
 
     return store
 
 
 def _memoize(machine: PickleMachine, position: int) -> int:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.store(len(machine.memo) + len(machine.far))
     return position
 
 
@@ -57,14 +57,14 @@ def _recall(layout: str) -> Handler:
     read, size = reader(layout)
 
     def recall(machine: PickleMachine, position: int) -> int:
-        machine.stack.append(machine.memo[read(machine.data, position)[0]])
+        machine.recall(read(machine.data, position)[0])
         return position + size
 
     return recall
 
 
 def _recall_byte(machine: PickleMachine, position: int) -> int:
-    machine.stack.append(machine.memo[machine.data[position]])
+    machine.recall(machine.data[position])
     return position + 1
 
 

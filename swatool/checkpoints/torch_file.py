@@ -83,13 +83,15 @@ class _Storages:
         self._records = records
         self._prefix = prefix
         self._begins: dict[str, int] = {}
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def locate(self, tensor: TensorDescriptor | StoredTensor) -> StoredTensor:
         """Return where a tensor's bytes lie; CheckpointError if it does not fit into its storage."""
         if isinstance(tensor, StoredTensor):
             return tensor
         begin = self._begin(tensor)
-        dtype, shape, strides = tensor.dtype, tensor.shape, tensor.strides
+        dtype, strides = tensor.dtype, tensor.strides
+        shape = self._shapes.setdefault(tensor.shape, tensor.shape)  # equal ones are kept once
         count, reach, in_order = _measure(shape, strides)
         if count == 0:
             return StoredTensor(dtype, shape, ())

@@ -31,19 +31,17 @@ def lay_out(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> Lay
     # Python compares code points, which is the order of UTF-8 bytes, in which the reference compares.
     ordered = sorted(tensors, key=lambda tensor: (RANKS[tensor.dtype.name], tensor.name))
     _check(ordered)
-    entries: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    entries = [f"{_json(METADATA_KEY)}:{_json(dict(metadata))}"] if metadata else []
     starts: dict[str, int] = {}
     position = 0
     for tensor in ordered:
         end = position + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": tensor.dtype.code,
-            "shape": tensor.shape,
-            "data_offsets": (position, end),
-        }
+        entry = {"dtype": tensor.dtype.code, "shape": tensor.shape, "data_offsets": (position, end)}
+        # As text at once, because a hundred thousand entries as dicts would take memory of their own.
+        entries.append(f"{_json(tensor.name)}:{_json(entry)}")
         starts[tensor.name] = position
         position = end
-    header = _encode(entries)
+    header = _encode("{" + ",".join(entries) + "}")
     offsets = {name: len(header) + start for name, start in starts.items()}
     return Layout(header, offsets, len(header) + position)
 
@@ -74,9 +72,11 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _encode(entries: Mapping[str, object]) -> bytes:
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _encode(text: str) -> bytes:
     """Return the header with its length before it and spaces behind it."""
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
     # Names are known to be Unicode; metadata may quote a path that is not, and is only informative.
     encoded = text.encode(errors="replace")
     padded = encoded + b" " * (-len(encoded) % LENGTH_BYTES)
