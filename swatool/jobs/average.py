@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import math
 import os
 import re
 import resource
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +23,17 @@ from swatool.averaging.schemes import Scheme, make_scheme
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, expand, select
 from swatool.errors import UsageError, printable
+from swatool.jobs.average_report import (
+    AverageJob,
+    finished_report,
+    planned_report,
+    selection_warnings,
+    weight_warnings,
+)
 from swatool.output.layout import Layout, OutputTensor
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.safetensors_file import lay_out
-from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport, peak_rss_bytes
+from swatool.report import Report, Seconds
 from swatool.version import __version__
 
 if TYPE_CHECKING:
@@ -85,22 +90,8 @@ class AverageSettings(Reading, Selection, Policies):
         return make_scheme(method, {name: getattr(self, name) for name in names})
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A plan together with what was decided around it."""
-
-    settings: AverageSettings
-    scheme: Scheme
-    dated: tuple[DatedCheckpoint, ...]
-    plan: Plan
-    layout: Layout
-    output: str
-    threads: int
-    warnings: tuple[str, ...]
-
-
 def average(
-    checkpoints: Iterable[str | os.PathLike[str]],
+    checkpoints: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     output: str | os.PathLike[str] = DEFAULT_OUTPUT,
     *,
     settings: AverageSettings | None = None,
@@ -135,15 +126,16 @@ def average(
     elif options:
         raise TypeError("give either settings or single options, not both")
     scheme = settings.scheme()
-    with _uncollected(), _opened(expand(checkpoints), settings) as opened:
+    given = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
+    with _uncollected(), _opened(expand(given), settings) as opened:
         job = _prepare(opened, scheme, settings, os.fspath(output))
         planned = time.perf_counter()
-        report = _report(job, Seconds(plan=planned - started, total=planned - started))
+        report = planned_report(job, Seconds(plan=planned - started, total=planned - started))
         if on_plan is not None:
             on_plan(report)
         if settings.dry_run:
             return report
-        return _carry_out(job, report, started, on_progress)
+        return _carry_out(job, settings, report, started, on_progress)
 
 
 @contextmanager
@@ -180,7 +172,9 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
-def _prepare(opened: Sequence[Checkpoint], scheme: Scheme, settings: AverageSettings, output: str) -> _Job:
+def _prepare(
+    opened: Sequence[Checkpoint], scheme: Scheme, settings: AverageSettings, output: str
+) -> AverageJob:
     dated = select(opened, settings)
     if not settings.allow_duplicates:
         _refuse_duplicates(dated)
@@ -199,12 +193,12 @@ def _prepare(opened: Sequence[Checkpoint], scheme: Scheme, settings: AverageSett
         nbytes=layout.size,
     )
     warnings = (
-        *_selection_warnings(dated, settings),
-        *_weight_warnings(dated, scheme, coefficients),
+        *selection_warnings(dated, settings.sort),
+        *weight_warnings(dated, scheme, coefficients),
         *plan.warnings,
     )
     threads = settings.threads or _usable_cores()
-    return _Job(settings, scheme, dated, plan, layout, output, threads, warnings)
+    return AverageJob(scheme, dated, plan, layout, output, settings.device, threads, warnings)
 
 
 def _usable_cores() -> int:
@@ -227,30 +221,6 @@ def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
                 "--allow-duplicates to count it twice"
             )
         seen[checkpoint.file.key] = path
-
-
-def _selection_warnings(dated: Sequence[DatedCheckpoint], settings: AverageSettings) -> Iterator[str]:
-    if settings.sort != "step":
-        return
-    if any(one.step is None for one in dated):
-        yield "no training step is known for some checkpoints, so they are ordered by name"
-        return
-    repeated = [step for step, count in Counter(one.step for one in dated).items() if count > 1]
-    if repeated:
-        yield f"several checkpoints have the same step ({repeated[0]}); those are ordered by name"
-
-
-def _weight_warnings(
-    dated: Sequence[DatedCheckpoint], scheme: Scheme, coefficients: Sequence[float]
-) -> Iterator[str]:
-    total = math.fsum(map(abs, coefficients))
-    share, heaviest = max((abs(c) / total if total else 0.0, i) for i, c in enumerate(coefficients))
-    if share > 0.5 and scheme.name != "weights":
-        path = printable(dated[heaviest].checkpoint.path)
-        yield (
-            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take "
-            "a smaller decay"
-        )
 
 
 def _lay_out(
@@ -282,37 +252,34 @@ def _lay_out(
 
 
 def _carry_out(
-    job: _Job, report: Report, started: float, on_progress: Callable[[int], None] | None
+    job: AverageJob,
+    settings: AverageSettings,
+    report: Report,
+    started: float,
+    on_progress: Callable[[int], None] | None,
 ) -> Report:
-    with PendingFile(job.output, job.layout.size, overwrite=job.settings.overwrite) as pending:
+    with PendingFile(job.output, job.layout.size, overwrite=settings.overwrite) as pending:
         pending.write(0, job.layout.header)
-        result, device, seconds = _stream(job, pending.write, on_progress)
+        result, device, seconds = _stream(job, settings, pending.write, on_progress)
         for checkpoint, _ in job.dated:
             checkpoint.file.check_unchanged()
         fsync = pending.publish()
-    return dataclasses.replace(
-        report,
-        dry_run=False,
-        tensors=dataclasses.replace(report.tensors, differing=tuple(sorted(result.differing))),
-        device=device,
-        seconds=Seconds(report.seconds.plan, seconds, fsync, time.perf_counter() - started),
-        bytes_read=result.bytes_read,
-        bytes_written=result.bytes_written + len(job.layout.header),
-        peak_rss_bytes=peak_rss_bytes(),
-        merge_signal_kept=_signal_kept(result),
-        warnings=(*report.warnings, *_result_warnings(result)),
-    )
+    done = Seconds(report.seconds.plan, seconds, fsync, time.perf_counter() - started)
+    return finished_report(job, report, result, device, done)
 
 
 def _stream(
-    job: _Job, write: Callable[[int, memoryview], None], on_progress: Callable[[int], None] | None
+    job: AverageJob,
+    settings: AverageSettings,
+    write: Callable[[int, memoryview], None],
+    on_progress: Callable[[int], None] | None,
 ) -> tuple[StreamResult, str, float]:
     with warnings.catch_warnings():
         # Without NumPy, torch says so when it is imported; swatool does not need it.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         from swatool.averaging.stream import choose_device, stream
 
-    device = choose_device(job.settings.device)
+    device = choose_device(settings.device)
     started = time.perf_counter()
     result = stream(
         job.plan,
@@ -320,68 +287,7 @@ def _stream(
         write,
         device=device,
         threads=job.threads,
-        allow_nonfinite=job.settings.allow_nonfinite,
+        allow_nonfinite=settings.allow_nonfinite,
         progress=on_progress,
     )
     return result, str(device), time.perf_counter() - started
-
-
-def _signal_kept(result: StreamResult) -> float | None:
-    """Share of what averaging changed that the output's type keeps: 1 - |cast(avg) - avg| / |avg - last|."""
-    rounding, change = result.signal.rounding, result.signal.change
-    if not change or not math.isfinite(rounding + change):
-        return None
-    return 1 - math.sqrt(rounding / change)
-
-
-def _result_warnings(result: StreamResult) -> Iterator[str]:
-    # BatchNorm counts its batches, so that these differ always and matter to nobody.
-    differing = sorted(name for name in result.differing if not name.endswith("num_batches_tracked"))
-    if differing:
-        names = ", ".join(map(printable, differing[:3]))
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        yield f"integer and bool tensors are not averaged, and differ between the checkpoints: {names}{more}"
-    if result.nonfinite:
-        names = ", ".join(map(printable, sorted(result.nonfinite)[:5]))
-        yield f"there is NaN or Inf in {len(result.nonfinite)} tensors: {names}"
-    kept = _signal_kept(result)
-    if kept is not None and kept < 0.5:
-        yield (
-            f"rounding to the output's type keeps only {kept:.0%} of what averaging changed; pass "
-            "--dtype float32"
-        )
-
-
-def _report(job: _Job, seconds: Seconds) -> Report:
-    tensors = job.plan.tensors
-    averaged = [t for t in tensors if t.treatment.averages]
-    dtypes: Counter[str] = Counter()
-    for tensor in averaged:
-        dtypes[tensor.treatment.dtype.name] += tensor.numel * tensor.treatment.dtype.itemsize
-    return Report(
-        version=__version__,
-        command="average",
-        dry_run=True,
-        method=job.scheme.name,
-        parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
-        checkpoints=tuple(
-            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient)
-            for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
-        ),
-        output=OutputReport(job.output, job.layout.size),
-        tensors=TensorsReport(
-            averaged=tuple(t.name for t in averaged),
-            copied=tuple(t.name for t in tensors if not t.treatment.averages),
-            dropped=(*job.plan.dropped, *job.plan.skipped),
-            tied=tuple(job.plan.ties),
-        ),
-        dtype=dict(dtypes),
-        device=job.settings.device,
-        threads=job.threads,
-        seconds=seconds,
-        bytes_read=sum(t.numel * one.dtype.itemsize for t in tensors for one in t.treatment.inputs),
-        bytes_written=job.layout.size,
-        peak_rss_bytes=peak_rss_bytes(),
-        merge_signal_kept=None,
-        warnings=job.warnings,
-    )

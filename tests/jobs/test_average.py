@@ -715,3 +715,11 @@ def test_order_is_that_of_the_steps(tmp_path):
     steps = [c.step for c in report.checkpoints]
     assert steps == [9, 10, 100]
     assert all(one < other for one, other in pairwise(steps))
+
+
+def test_a_single_path_is_one_path(tmp_path):
+    for step in (1, 2):
+        torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt-{step}.pt")
+    average(str(tmp_path), tmp_path / "out")
+    average(tmp_path, tmp_path / "out2")
+    assert load(tmp_path / "out")["w"].tolist() == load(tmp_path / "out2")["w"].tolist() == [1.5, 1.5]

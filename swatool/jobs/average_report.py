@@ -1,0 +1,143 @@
+"""From an average that is planned, or done, to its report and its warnings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swatool.averaging.plan import Plan
+from swatool.averaging.schemes import Scheme
+from swatool.checkpoints.selection import DatedCheckpoint
+from swatool.errors import printable
+from swatool.output.layout import Layout
+from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport, peak_rss_bytes
+from swatool.version import __version__
+
+if TYPE_CHECKING:
+    from swatool.averaging.stream import StreamResult
+
+__all__ = ["AverageJob", "finished_report", "planned_report", "selection_warnings", "weight_warnings"]
+
+
+@dataclass(frozen=True)
+class AverageJob:
+    """A plan together with what was decided around it."""
+
+    scheme: Scheme
+    dated: tuple[DatedCheckpoint, ...]
+    plan: Plan
+    layout: Layout
+    output: str
+    device: str
+    threads: int
+    warnings: tuple[str, ...]
+
+
+def planned_report(job: AverageJob, seconds: Seconds) -> Report:
+    """Return what will be done, as the report of a dry run."""
+    tensors = job.plan.tensors
+    averaged = [t for t in tensors if t.treatment.averages]
+    dtypes: Counter[str] = Counter()
+    for tensor in averaged:
+        dtypes[tensor.treatment.dtype.name] += tensor.numel * tensor.treatment.dtype.itemsize
+    return Report(
+        version=__version__,
+        command="average",
+        dry_run=True,
+        method=job.scheme.name,
+        parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
+        checkpoints=tuple(
+            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient)
+            for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
+        ),
+        output=OutputReport(job.output, job.layout.size),
+        tensors=TensorsReport(
+            averaged=tuple(t.name for t in averaged),
+            copied=tuple(t.name for t in tensors if not t.treatment.averages),
+            dropped=(*job.plan.dropped, *job.plan.skipped),
+            tied=tuple(job.plan.ties),
+        ),
+        dtype=dict(dtypes),
+        device=job.device,
+        threads=job.threads,
+        seconds=seconds,
+        bytes_read=sum(t.numel * one.dtype.itemsize for t in tensors for one in t.treatment.inputs),
+        bytes_written=job.layout.size,
+        peak_rss_bytes=peak_rss_bytes(),
+        merge_signal_kept=None,
+        warnings=job.warnings,
+    )
+
+
+def finished_report(
+    job: AverageJob, planned: Report, result: StreamResult, device: str, seconds: Seconds
+) -> Report:
+    """Return what was done, from the report of the plan and the outcome of carrying it out."""
+    return dataclasses.replace(
+        planned,
+        dry_run=False,
+        tensors=dataclasses.replace(planned.tensors, differing=tuple(sorted(result.differing))),
+        device=device,
+        seconds=seconds,
+        bytes_read=result.bytes_read,
+        bytes_written=result.bytes_written + len(job.layout.header),
+        peak_rss_bytes=peak_rss_bytes(),
+        merge_signal_kept=_signal_kept(result),
+        warnings=(*planned.warnings, *_result_warnings(result)),
+    )
+
+
+def selection_warnings(dated: Sequence[DatedCheckpoint], sort: str) -> Iterator[str]:
+    """Yield what deserves attention about the order of the checkpoints."""
+    if sort != "step":
+        return
+    if any(one.step is None for one in dated):
+        yield "no training step is known for some checkpoints, so they are ordered by name"
+        return
+    repeated = [step for step, count in Counter(one.step for one in dated).items() if count > 1]
+    if repeated:
+        yield f"several checkpoints have the same step ({repeated[0]}); those are ordered by name"
+
+
+def weight_warnings(
+    dated: Sequence[DatedCheckpoint], scheme: Scheme, coefficients: Sequence[float]
+) -> Iterator[str]:
+    """Yield what deserves attention about the coefficients."""
+    total = math.fsum(map(abs, coefficients))
+    share, heaviest = max((abs(c) / total if total else 0.0, i) for i, c in enumerate(coefficients))
+    if share > 0.5 and scheme.name != "weights":
+        path = printable(dated[heaviest].checkpoint.path)
+        yield (
+            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take "
+            "a smaller decay"
+        )
+
+
+def _signal_kept(result: StreamResult) -> float | None:
+    """Share of what averaging changed that the output's type keeps: 1 - |cast(avg) - avg| / |avg - last|."""
+    rounding, change = result.signal.rounding, result.signal.change
+    if not change or not math.isfinite(rounding + change):
+        return None
+    return 1 - math.sqrt(rounding / change)
+
+
+def _result_warnings(result: StreamResult) -> Iterator[str]:
+    # BatchNorm counts its batches, so that these differ always and matter to nobody.
+    differing = sorted(name for name in result.differing if not name.endswith("num_batches_tracked"))
+    if differing:
+        names = ", ".join(map(printable, differing[:3]))
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        yield f"integer and bool tensors are not averaged, and differ between the checkpoints: {names}{more}"
+    if result.nonfinite:
+        names = ", ".join(map(printable, sorted(result.nonfinite)[:5]))
+        yield f"there is NaN or Inf in {len(result.nonfinite)} tensors: {names}"
+    kept = _signal_kept(result)
+    if kept is not None and kept < 0.5:
+        yield (
+            f"rounding to the output's type keeps only {kept:.0%} of what averaging changed; pass "
+            "--dtype float32"
+        )
