@@ -22,12 +22,14 @@ class CheckpointReport:
         step: its training step; None if unknown.
         bytes: size of the file.
         coefficient: its factor in the average.
+        key: where in the file the state dict was found; empty for the whole file.
     """
 
     path: str
     step: int | None
     bytes: int
     coefficient: float
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "StoredTensor",
     "c_strides",
+    "rows_interleave",
 ]
 
 Buffer = bytearray | memoryview
@@ -135,3 +136,11 @@ def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(length, 1)
     return tuple(reversed(strides))
+
+
+def rows_interleave(tensor: StoredTensor) -> bool:
+    """Tell whether the slices along the first dimension do not lie apart, as in a transposed matrix."""
+    if tensor.strides is None or tensor.shape[0] == 1:
+        return False
+    touched = 1 + sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.strides[1:], strict=True))
+    return tensor.strides[0] < touched

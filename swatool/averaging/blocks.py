@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from swatool.averaging.plan import Plan, PlannedTensor, Treatment
 from swatool.checkpoints.opening import Checkpoint
-from swatool.tensors import Extent, Source, StoredTensor, c_strides
+from swatool.tensors import Extent, Source, StoredTensor, c_strides, rows_interleave
 
 __all__ = ["Block", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
 
@@ -138,19 +138,12 @@ def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: in
     rows = tensor.shape[0]
     row = tensor.numel // rows
     stored = [plan.checkpoints[i.checkpoint].tensors[tensor.name] for i in tensor.treatment.inputs]
-    spans = [_row_span(one) for one in stored]
-    step = max(1, elements // max(row, *spans)) if all(spans) else rows
+    spans = [(one.strides or c_strides(one.shape))[0] for one in stored]
+    step = rows if any(map(rows_interleave, stored)) else max(1, elements // max(row, *spans))
     for start in range(0, rows, step):
         count = (min(start + step, rows) - start) * row
         place = offset + start * row * tensor.treatment.dtype.itemsize
         yield Block(tensor.treatment, (Segment(tensor, start * row, count),), count, place)
-
-
-def _row_span(stored: StoredTensor) -> int:
-    """Return the elements from one row to the next, or 0 where rows interleave."""
-    strides = stored.strides or c_strides(stored.shape)
-    touched = 1 + sum((n - 1) * s for n, s in zip(stored.shape[1:], strides[1:], strict=True))
-    return strides[0] if strides[0] >= touched else 0
 
 
 def window(block: Block, stored: StoredTensor) -> Window:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, UsageError, printable
-from swatool.tensors import DTYPES, DType, Extent, StoredTensor
+from swatool.tensors import DTYPES, DType, Extent, StoredTensor, rows_interleave
 
 __all__ = ["Action", "Input", "Plan", "PlannedTensor", "Policies", "Treatment", "make_plan"]
 
+LARGE = 16 * 2**20  # bytes of a tensor that is worth a word when it must be taken whole
 CHOICES = {
     "match": ("exact", "intersection", "union"),
     "integers": ("last", "first", "equal"),
@@ -55,6 +56,8 @@ class Policies:
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):
+            raise UsageError("exclude must be a tuple of patterns, not one text")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(
@@ -178,7 +181,7 @@ def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], 
         ties=ties,
         dropped=tuple(dropped),
         skipped=skipped,
-        warnings=tuple(_warnings(tensors, ties, dropped, skipped)),
+        warnings=(*_warnings(tensors, ties, dropped, skipped), *_memory_warnings(tensors, checkpoints)),
     )
 
 
@@ -326,6 +329,22 @@ def _warnings(
         yield f"{len(dropped)} tensors that only some checkpoints have are dropped"
     if skipped:
         names = ", ".join(map(printable, skipped[:5]))
-        yield f"{len(skipped)} entries that are no tensors are dropped: {names}"
+        yield f"{len(skipped)} entries that are no tensors with a name are dropped: {names}"
     if not tensors and not ties:
         yield "there is no tensor to write"
+
+
+def _memory_warnings(tensors: Sequence[PlannedTensor], checkpoints: Sequence[Checkpoint]) -> Iterable[str]:
+    """Tell of tensors whose rows interleave in a file, so that they cannot be worked on in blocks."""
+    transposed = {
+        tensor.name: stored.nbytes
+        for tensor in tensors
+        for one in tensor.treatment.inputs
+        if rows_interleave(stored := checkpoints[one.checkpoint].tensors[tensor.name])
+    }
+    largest = max(transposed.values(), default=0)
+    if largest >= LARGE:
+        yield (
+            f"{len(transposed)} tensors are stored transposed and are taken whole: the largest, of "
+            f"{largest:,} bytes, takes about three times its size in memory"
+        )

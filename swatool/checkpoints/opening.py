@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from swatool.checkpoints.contents import Contents, TensorDescriptor
 from swatool.checkpoints.files import LocalFile
 from swatool.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
-from swatool.checkpoints.state_dicts import find_state_dict, without_prefixes
+from swatool.checkpoints.state_dicts import StateDict, find_state_dict, without_prefixes
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError, UsageError, printable
 from swatool.tensors import StoredTensor
@@ -23,12 +24,16 @@ LEGACY_MAGIC = (
 )
 LEGACY_BEGINNING = 32
 TAR_MAGIC = slice(257, 262)
+MAX_SCALARS = 100
+NUMBERS = {"int64": "<q", "int32": "<i", "float64": "<d", "float32": "<f"}
 ZIP_MAGIC = b"PK\x03\x04"
 # What people hand over by mistake, by its first bytes.
 OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
     (b"<!DOCTYPE", "a web page: the download went wrong"),
     (b"<!doctype", "a web page: the download went wrong"),
+    (b"<?xml", "a web page: the download went wrong"),
+    (b"<!--", "a web page: the download went wrong"),
     (b"<html", "a web page: the download went wrong"),
     (b"<HTML", "a web page: the download went wrong"),
     (b"PK\x05\x06", "an empty zip archive"),
@@ -56,6 +61,8 @@ class Reading:
     keep_prefix: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.strip_prefix, str):
+            raise UsageError("strip_prefix must be a tuple of prefixes, not one text")
         if not all(self.strip_prefix):
             raise UsageError("--strip-prefix is empty: name the prefix that is to be taken off")
 
@@ -70,8 +77,10 @@ class Checkpoint:
         format: the format's name for people.
         key: where in the file the state dict was found; empty for the whole file.
         tensors: what is averaged, by name without prefixes.
+        is_average: whether that key is one of weights which training has averaged already.
         skipped: names in the state dict that are no tensors.
         fields: numbers beside the state dict (step, epoch, metrics).
+        opaque: names beside the state dict whose values are of an unknown class.
         metadata: strings that the format keeps beside the tensors.
     """
 
@@ -79,9 +88,11 @@ class Checkpoint:
     file: LocalFile
     format: str
     key: str
+    is_average: bool
     tensors: Mapping[str, StoredTensor]
     skipped: tuple[str, ...]
     fields: Mapping[str, int | float]
+    opaque: tuple[str, ...]
     metadata: Mapping[str, str]
 
     def close(self) -> None:
@@ -110,6 +121,7 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         tensors = {
             sys.intern(names[name]): _locate(contents, name, leaf) for name, leaf in state_dict.leaves.items()
         }
+        scalars = _scalars(contents, state_dict)
     except BaseException:
         file.close()
         raise
@@ -118,9 +130,11 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         file=file,
         format=contents.format,
         key=state_dict.key,
+        is_average=state_dict.is_average,
         tensors=tensors,
         skipped=state_dict.skipped,
-        fields=_metadata_numbers(contents.metadata) | dict(state_dict.fields),
+        fields=_metadata_numbers(contents.metadata) | scalars | dict(state_dict.fields),
+        opaque=state_dict.opaque,
         metadata=contents.metadata,
     )
 
@@ -130,6 +144,17 @@ def _locate(contents: Contents, name: str, leaf: TensorDescriptor | StoredTensor
         return contents.locate(leaf)
     except CheckpointError as error:
         raise CheckpointError(f"tensor {printable(name)}: {error}") from error
+
+
+def _scalars(contents: Contents, state_dict: StateDict) -> dict[str, int | float]:
+    """Read the numbers beside a state dict that are tensors of no dimension, such as a step."""
+    numbers: dict[str, int | float] = {}
+    for name, leaf in state_dict.scalars.items():
+        if leaf.dtype.name in NUMBERS and len(numbers) < MAX_SCALARS:
+            (extent,) = _locate(contents, name, leaf).extents
+            data = extent.source.read(extent.offset, extent.nbytes)
+            (numbers[name],) = struct.unpack(NUMBERS[leaf.dtype.name], data)
+    return numbers
 
 
 def _read_contents(file: LocalFile) -> Contents:

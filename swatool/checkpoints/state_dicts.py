@@ -37,14 +37,23 @@ class StateDict:
     Attributes:
         key: where it was found, as `--key` takes it; empty for the whole file.
         leaves: tensor leaves by name, in the file's order.
-        skipped: names of entries that are no tensors.
-        fields: numbers that stand beside it and in front of it (step, epoch, metrics).
+        skipped: names of entries that are no tensors, or have no text for a name.
+        fields: numbers that stand beside it and in it (step, epoch, metrics).
+        scalars: tensors of no dimension that stand beside it, which may be such numbers, too.
+        opaque: names of what stands beside it and is of an unknown class, such as NumPy's numbers.
     """
 
     key: str
     leaves: Mapping[str, Leaf]
     skipped: tuple[str, ...]
     fields: Mapping[str, int | float]
+    scalars: Mapping[str, Leaf]
+    opaque: tuple[str, ...]
+
+    @property
+    def is_average(self) -> bool:
+        """Whether its key is that of weights which training has averaged already."""
+        return any(map(NAMED_LIKE_AVERAGES.search, self.key.split(".")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
     if unsupported:
         raise CheckpointError(
             f"{printable(path)} holds tensors of a kind that cannot be averaged from their bytes: "
-            f"{', '.join(unsupported[:5])}; save them dense"
+            f"{', '.join(unsupported[:5])}; save them as plain dense tensors"
         )
     leaves = {
         name: value
@@ -96,7 +105,15 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
         if isinstance(name, str) and isinstance(value, Leaf)
     }
     skipped = tuple(str(name) for name in chosen.node if name not in leaves)
-    return StateDict(chosen.key, leaves, skipped, _fields([*chosen.ancestors, chosen.node]))
+    beside = [(n, v) for node in chosen.ancestors for n, v in node.items() if isinstance(n, str)]
+    return StateDict(
+        key=chosen.key,
+        leaves=leaves,
+        skipped=skipped,
+        fields=_fields([*chosen.ancestors, chosen.node]),
+        scalars={name: value for name, value in beside if isinstance(value, Leaf) and not value.shape},
+        opaque=tuple(name for name, value in beside if isinstance(value, Opaque)),
+    )
 
 
 def _candidates(root: object) -> Iterator[Candidate]:
@@ -157,6 +174,11 @@ def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) ->
         raise CheckpointError(
             f"{printable(path)} holds a pickled object of class {printable(contents.root.name)}, not a state "
             "dict: save model.state_dict() instead"
+        )
+    if candidates:
+        raise CheckpointError(
+            f"{printable(path)} holds no state dict that is one by its name; choose one with --key: "
+            f"{_listing(candidates)}"
         )
     raise CheckpointError(f"{printable(path)} holds no state dict: no tensors were found by name in it")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
 from swatool.checkpoints.pickle_descriptors import load_descriptors
-from swatool.checkpoints.zip_records import Record, data_offset, read_directory
+from swatool.checkpoints.zip_records import TORCHSCRIPT, Record, data_offset, read_directory
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Extent, Source, StoredTensor
 
@@ -34,10 +34,7 @@ def _folder(source: Source, records: Mapping[str, Record]) -> str:
     """Return the folder that every record lies in; it is named after the file that was saved first."""
     path = printable(source.path)
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in records):
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, not a checkpoint: "
-            "save its weights by torch.save(torch.jit.load(file).state_dict(), ...)"
-        )
+        raise CheckpointError(f"{path} {TORCHSCRIPT}")
     found = [name for name in records if name.endswith("/data.pkl")]
     if len(found) > 1:
         raise CheckpointError(f"{path} holds {len(found)} pickles named data.pkl: torch.save writes one")

@@ -13,8 +13,12 @@ from typing import NamedTuple
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Source
 
-__all__ = ["Record", "data_offset", "read_directory"]
+__all__ = ["TORCHSCRIPT", "Record", "data_offset", "read_directory"]
 
+TORCHSCRIPT = (
+    "is a TorchScript archive, not a checkpoint: save its weights by "
+    "torch.save(torch.jit.load(file).state_dict(), ...)"
+)
 MAX_RECORDS = 200_000
 MAX_DIRECTORY = 64 << 20
 
@@ -182,6 +186,8 @@ def _records(source: Source, data: bytes, count: int) -> Iterator[Record]:
 def _check_stored(source: Source, name: str, flags: int, method: int, same_size: bool) -> None:
     if flags & ENCRYPTED:
         raise CheckpointError(f"record {printable(name)} of {printable(source.path)} is encrypted")
+    if "/code/" in name:
+        raise CheckpointError(f"{printable(source.path)} {TORCHSCRIPT}")
     if method != STORED or not same_size:
         raise CheckpointError(
             f"record {printable(name)} of {printable(source.path)} is compressed, unlike any of torch.save: "

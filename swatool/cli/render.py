@@ -112,9 +112,11 @@ class Telling:
 
 
 def _plan_lines(report: Report, verbose: bool) -> list[str]:
+    keys = sorted({checkpoint.key for checkpoint in report.checkpoints} - {""})
     parameters = "".join(f", {name} {value}" for name, value in report.parameters.items())
     lines = [
         f"method: {report.method}{parameters}",
+        *(f"state dict: {printable(key)}" for key in keys),
         f"tensors: {_counts(report)}",
         f"reads {size(report.bytes_read)}, writes {size(report.bytes_written)} "
         f"to {printable(report.output.path)} on {report.device} with {report.threads} threads",

@@ -22,7 +22,7 @@ from swatool.averaging.plan import Plan, Policies, make_plan
 from swatool.averaging.schemes import Scheme, make_scheme
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, expand, select
-from swatool.errors import UsageError, printable
+from swatool.errors import MismatchError, UsageError, printable
 from swatool.jobs.average_report import (
     AverageJob,
     finished_report,
@@ -178,6 +178,7 @@ def _prepare(
     dated = select(opened, settings)
     if not settings.allow_duplicates:
         _refuse_duplicates(dated)
+    _refuse_mixed_averages(dated)
     if len(dated) < 2:
         raise UsageError(
             f"averaging needs at least two checkpoints, and {len(dated)} is left of {len(opened)} given"
@@ -207,13 +208,22 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:
+    """Averages of weights that training made, and the weights themselves, are not of one sequence."""
+    kinds = {one.checkpoint.is_average: one.checkpoint for one in dated}
+    if len(kinds) > 1:
+        found = " and ".join(f"{printable(c.key)} in {printable(c.path)}" for c in kinds.values())
+        raise MismatchError(f"weights and averages of weights would be mixed: {found}; choose with --key")
+
+
 def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
     seen: dict[tuple[int, int], str] = {}
     for checkpoint, _ in dated:
         path = printable(checkpoint.path)
         if METADATA_KEY in checkpoint.metadata:
             raise UsageError(
-                f"{path} is itself an average by swatool: leave it out, or pass --allow-duplicates"
+                f"{path} is itself an average by swatool: leave it out (a pattern such as 'ckpt*' does), or "
+                "pass --allow-duplicates"
             )
         if checkpoint.file.key in seen:
             raise UsageError(

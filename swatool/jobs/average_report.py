@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from swatool.averaging.plan import Plan
 from swatool.averaging.schemes import Scheme
-from swatool.checkpoints.selection import DatedCheckpoint
+from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
 from swatool.errors import printable
 from swatool.output.layout import Layout
 from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport, peak_rss_bytes
@@ -51,7 +51,7 @@ def planned_report(job: AverageJob, seconds: Seconds) -> Report:
         method=job.scheme.name,
         parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
         checkpoints=tuple(
-            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient)
+            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient, checkpoint.key)
             for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
         ),
         output=OutputReport(job.output, job.layout.size),
@@ -93,6 +93,15 @@ def finished_report(
 
 def selection_warnings(dated: Sequence[DatedCheckpoint], sort: str) -> Iterator[str]:
     """Yield what deserves attention about the order of the checkpoints."""
+    keys = sorted({one.checkpoint.key for one in dated})
+    if len(keys) > 1:
+        yield f"the state dicts were found under different keys: {', '.join(map(printable, keys))}"
+    opaque = [one.checkpoint for one in dated if not set(STEP_FIELDS).isdisjoint(one.checkpoint.opaque)]
+    if opaque and not set(STEP_FIELDS) & set(opaque[0].fields):
+        yield (
+            f"{printable(opaque[0].path)} has a step that is no plain number (NumPy's?) and is not read; the "
+            "numbers in the files' names are used"
+        )
     if sort != "step":
         return
     if any(one.step is None for one in dated):
@@ -113,7 +122,7 @@ def weight_warnings(
         path = printable(dated[heaviest].checkpoint.path)
         yield (
             f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take "
-            "a smaller decay"
+            f"a {'smaller' if heaviest == 0 else 'larger'} decay"
         )
 
 

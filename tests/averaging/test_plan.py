@@ -18,7 +18,7 @@ def tensor(dtype="float32", shape=(2,), place=None, source=None):
 
 
 def checkpoint(path, skipped=(), **tensors):
-    return Checkpoint(path, None, "test", "", tensors, skipped, {}, {})
+    return Checkpoint(path, None, "test", "", False, tensors, skipped, {}, (), {})
 
 
 def plan(*checkpoints, coefficients=None, **policies):
@@ -267,7 +267,8 @@ def test_warnings():
     assert planned.skipped == ("epoch", "args")
     assert any("BatchNorm" in w for w in planned.warnings)
     assert any(
-        w.startswith("2 entries that are no tensors are dropped: 'epoch', 'args'") for w in planned.warnings
+        w.startswith("2 entries that are no tensors with a name are dropped: 'epoch', 'args'")
+        for w in planned.warnings
     )
     excluded = plan(checkpoint("a", **bn), checkpoint("b", **bn), exclude=("*.running_*",))
     assert excluded.warnings == ()

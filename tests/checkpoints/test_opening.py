@@ -289,3 +289,12 @@ def test_a_json_text_with_a_brace_in_the_ninth_place_is_called_json(tmp_path):
     path.write_text('{"abcd":{"a": 1}}')
     with pytest.raises(CheckpointError, match="JSON"):
         open_checkpoint(path)
+
+
+def test_torchscript_whose_code_is_compressed_is_called_torchscript(tmp_path):
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/code/__torch__.py", "x" * 999, zipfile.ZIP_DEFLATED)
+        archive.writestr("model/data.pkl", b"\x80\x02N.")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        open_checkpoint(path)

@@ -276,7 +276,7 @@ def test_unsupported_tensors_are_refused_by_name():
     message = refusal({"model": root})
     assert "'s0' is sparse, 's1' is quantized, 's2' is sparse" in message
     assert "'s5'" not in message
-    assert message.endswith("save them dense")
+    assert message.endswith("save them as plain dense tensors")
 
 
 def test_a_state_dict_of_unsupported_tensors_alone_is_refused_for_them():

@@ -128,7 +128,7 @@ def test_json(files, output):
     assert result.exit_code == 0
     assert result.stderr == (
         f"warning: '{files[1]}' alone has 75% of the weight; a sequence of saved checkpoints is short, so "
-        "take a smaller decay\n"
+        "take a larger decay\n"
     )
     data = json.loads(result.stdout)
     seconds = data.pop("seconds")

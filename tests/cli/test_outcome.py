@@ -229,3 +229,26 @@ def test_terminal_that_knows_only_ascii(files):
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
     assert output.exists()
+
+
+def test_stdout_that_is_full_when_the_output_is_written(files):
+    output = files[0].parent / "out"
+    with open("/dev/full", "w") as full:
+        done = run([*files, "-o", output, "--json", "-q"], stdout=full)
+    assert done.returncode == 5
+    assert json.loads(done.stderr)["error"].startswith(f"'{output}' was written, but the report")
+    assert output.exists()
+
+
+def test_ctrl_c_before_anything_has_begun_is_silent():
+    code = (
+        "import os, signal, sys, swatool.__main__ as m\n"
+        "class Late:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'swatool.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        "m.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""

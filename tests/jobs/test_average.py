@@ -722,4 +722,60 @@ def test_a_single_path_is_one_path(tmp_path):
         torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt-{step}.pt")
     average(str(tmp_path), tmp_path / "out")
     average(tmp_path, tmp_path / "out2")
-    assert load(tmp_path / "out")["w"].tolist() == load(tmp_path / "out2")["w"].tolist() == [1.5, 1.5]
+    found = [safetensors.torch.load_file(tmp_path / name)["w"].tolist() for name in ("out", "out2")]
+    assert found == [[1.5, 1.5]] * 2
+
+
+def test_a_step_that_is_a_tensor_is_a_step(tmp_path):
+    for name, step in (("x-1", 20), ("x-2", 10)):
+        state = {"model": {"w": torch.full((2,), float(step))}, "step": torch.tensor(step)}
+        torch.save(state, tmp_path / f"{name}.pt")
+    report = average(tmp_path, tmp_path / "out", method="ema", decay=0.75)
+    assert [(c.step, c.coefficient) for c in report.checkpoints] == [(10, 0.75), (20, 0.25)]
+
+
+def test_a_step_that_cannot_be_read_is_told(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    for step in (1, 2):
+        torch.save({"model": {"w": torch.ones(2)}, "step": numpy.int64(step)}, tmp_path / f"x-{step}.pt")
+    warnings = average(tmp_path, tmp_path / "out").warnings
+    assert any("no plain number" in warning for warning in warnings)
+
+
+def test_weights_and_averages_of_weights_are_not_mixed(tmp_path):
+    both = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.full((2,), 9.0)}}
+    files = [tmp_path / "x-1.pt", tmp_path / "x-2.pt"]
+    torch.save(both, files[0])
+    torch.save({"ema": both["ema"]}, files[1])
+    with pytest.raises(MismatchError, match="would be mixed"):
+        average(files, tmp_path / "out")
+    report = average(files, tmp_path / "out", key="ema")
+    assert safetensors.torch.load_file(tmp_path / "out")["w"].tolist() == [9, 9]
+    assert [checkpoint.key for checkpoint in report.checkpoints] == ["ema", "ema"]
+
+
+def test_different_keys_are_told(tmp_path):
+    torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "x-1.pt")
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "x-2.pt")
+    warnings = average(tmp_path, tmp_path / "out").warnings
+    assert "the state dicts were found under different keys: 'model', 'state_dict'" in warnings
+
+
+def test_large_transposed_tensors_are_told(tmp_path):
+    for step in (1, 2):
+        torch.save({"w": torch.ones(2048, 2049).t()}, tmp_path / f"x-{step}.pt")
+    warnings = average(tmp_path, tmp_path / "out").warnings
+    assert any("stored transposed" in warning and "16,785,408 bytes" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("option", ["exclude", "strip_prefix"])
+def test_one_text_for_several_is_refused(option):
+    with pytest.raises(UsageError, match=option):
+        AverageSettings(**{option: "w"})
+
+
+def test_the_advice_on_the_decay_depends_on_which_checkpoint_is_heavy(tmp_path):
+    files = write_all(tmp_path, [{"w": torch.ones(2)}] * 2)
+    for decay, advice in ((0.9, "smaller decay"), (0.1, "larger decay")):
+        report = average(files, tmp_path / f"out-{decay}", method="ema", decay=decay)
+        assert any(warning.endswith(advice) for warning in report.warnings)
