@@ -147,7 +147,13 @@ def test_json(files, output):
         "method": "ema",
         "parameters": {"decay": 0.25, "debias": False},
         "checkpoints": [
-            {"path": str(path), "step": step, "bytes": path.stat().st_size, "coefficient": coefficient}
+            {
+                "path": str(path),
+                "step": step,
+                "bytes": path.stat().st_size,
+                "coefficient": coefficient,
+                "key": "model",
+            }
             for path, step, coefficient in zip(files, (9, 10), (0.25, 0.75), strict=True)
         ],
         "output": {"path": str(output), "bytes": output.stat().st_size},
