@@ -42,7 +42,11 @@ def _store(layout: str) -> Handler:
     read, size = reader(layout)
 
     def store(machine: PickleMachine, position: int) -> int:
-        machine.store(read(machine.data, position)[0])
+        index = read(machine.data, position)[0]
+        if index == len(machine.memo):  # what honest picklers do, a dozen times for each tensor
+            machine.memo.append(machine.stack[-1])
+        else:
+            machine.store(index)
         return position + size
 
     return store
@@ -64,7 +68,11 @@ def _recall(layout: str) -> Handler:
 
 
 def _recall_byte(machine: PickleMachine, position: int) -> int:
-    machine.recall(machine.data[position])
+    index = machine.data[position]
+    if index < len(machine.memo):
+        machine.stack.append(machine.memo[index])
+    else:
+        machine.recall(index)
     return position + 1
 
 

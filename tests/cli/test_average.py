@@ -152,7 +152,7 @@ def test_json(files, output):
                 "step": step,
                 "bytes": path.stat().st_size,
                 "coefficient": coefficient,
-                "key": "model",
+                "key": "",
             }
             for path, step, coefficient in zip(files, (9, 10), (0.25, 0.75), strict=True)
         ],
