@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from swatool.averaging.blocks import ROWS
 from swatool.tensors import DType
 
 __all__ = [
@@ -26,8 +27,8 @@ __all__ = [
     "torch_dtype",
 ]
 
-# From eight rows on, MKL's product adds in another order; four keep what is worked on in the cache.
-MOST_TOGETHER = 4
+# As many as a worker reads before it adds. From eight on, MKL's product adds in another order.
+MOST_TOGETHER = ROWS
 PROBE_LENGTHS = (1, 15, 64, 1000, 4099)
 
 

@@ -77,7 +77,6 @@ class Checkpoint:
         format: the format's name for people.
         key: where in the file the state dict was found; empty for the whole file.
         tensors: what is averaged, by name without prefixes.
-        is_average: whether that key is one of weights which training has averaged already.
         skipped: names in the state dict that are no tensors.
         fields: numbers beside the state dict (step, epoch, metrics).
         opaque: names beside the state dict whose values are of an unknown class.
@@ -88,7 +87,6 @@ class Checkpoint:
     file: LocalFile
     format: str
     key: str
-    is_average: bool
     tensors: Mapping[str, StoredTensor]
     skipped: tuple[str, ...]
     fields: Mapping[str, int | float]
@@ -130,7 +128,6 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         file=file,
         format=contents.format,
         key=state_dict.key,
-        is_average=state_dict.is_average,
         tensors=tensors,
         skipped=state_dict.skipped,
         fields=_metadata_numbers(contents.metadata) | scalars | dict(state_dict.fields),

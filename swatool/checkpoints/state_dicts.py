@@ -16,7 +16,7 @@ from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, Uns
 from swatool.errors import CheckpointError, MismatchError, printable
 from swatool.tensors import StoredTensor
 
-__all__ = ["AUTOMATIC_PREFIXES", "StateDict", "find_state_dict", "without_prefixes"]
+__all__ = ["AUTOMATIC_PREFIXES", "StateDict", "find_state_dict", "names_an_average", "without_prefixes"]
 
 MAX_DEPTH = 8
 MAX_DICTS = 100_000
@@ -49,11 +49,6 @@ class StateDict:
     fields: Mapping[str, int | float]
     scalars: Mapping[str, Leaf]
     opaque: tuple[str, ...]
-
-    @property
-    def is_average(self) -> bool:
-        """Whether its key is that of weights which training has averaged already."""
-        return any(map(NAMED_LIKE_AVERAGES.search, self.key.split(".")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +157,7 @@ def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) ->
     weights = [c for c in candidates if c is once[id(c.node)] and not _lies_beside(c)]
     weights = _without_wrappers(weights)
     weights = _without_inner(weights)
-    plain = [c for c in weights if not _is_average(c)]
+    plain = [c for c in weights if not names_an_average(c.key)]
     remaining = plain or weights
     if len(remaining) == 1:
         return remaining[0]
@@ -190,8 +185,9 @@ def _lies_beside(candidate: Candidate) -> bool:
     )
 
 
-def _is_average(candidate: Candidate) -> bool:
-    return any(NAMED_LIKE_AVERAGES.search(part) for part in candidate.path)
+def names_an_average(key: str) -> bool:
+    """Tell whether a state dict's key says that training has averaged these weights already."""
+    return NAMED_LIKE_AVERAGES.search(key) is not None
 
 
 def _without_wrappers(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -22,6 +22,7 @@ from swatool.averaging.plan import Plan, Policies, make_plan
 from swatool.averaging.schemes import Scheme, make_scheme
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, expand, select
+from swatool.checkpoints.state_dicts import names_an_average
 from swatool.errors import MismatchError, UsageError, printable
 from swatool.jobs.average_report import (
     AverageJob,
@@ -210,7 +211,7 @@ def _usable_cores() -> int:
 
 def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:
     """Averages of weights that training made, and the weights themselves, are not of one sequence."""
-    kinds = {one.checkpoint.is_average: one.checkpoint for one in dated}
+    kinds = {names_an_average(one.checkpoint.key): one.checkpoint for one in dated}
     if len(kinds) > 1:
         found = " and ".join(f"{printable(c.key)} in {printable(c.path)}" for c in kinds.values())
         raise MismatchError(f"weights and averages of weights would be mixed: {found}; choose with --key")

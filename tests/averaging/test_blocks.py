@@ -31,7 +31,7 @@ class Memory:
 
 
 def checkpoint(tensors, path="memory"):
-    return Checkpoint(path, None, "test", "", False, tensors, (), {}, (), {})
+    return Checkpoint(path, None, "test", "", tensors, (), {}, (), {})
 
 
 def stored(specs, order, gaps):

@@ -18,7 +18,7 @@ def tensor(dtype="float32", shape=(2,), place=None, source=None):
 
 
 def checkpoint(path, skipped=(), **tensors):
-    return Checkpoint(path, None, "test", "", False, tensors, skipped, {}, (), {})
+    return Checkpoint(path, None, "test", "", tensors, skipped, {}, (), {})
 
 
 def plan(*checkpoints, coefficients=None, **policies):

@@ -22,7 +22,7 @@ from swatool.errors import CheckpointError, UsageError
 
 def checkpoint(path, mtime=0, **fields):
     file = types.SimpleNamespace(mtime_ns=mtime)
-    return Checkpoint(path, file, "torch zip", "", False, {}, (), fields, (), {})
+    return Checkpoint(path, file, "torch zip", "", {}, (), fields, (), {})
 
 
 def paths(checkpoints, **options):
