@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from swatool.errors import (
         CheckFailedError,
         CheckpointError,
+        DataError,
         MismatchError,
         OutputError,
         SwatoolError,
@@ -26,6 +27,7 @@ __all__ = [
     "AverageSettings",
     "CheckFailedError",
     "CheckpointError",
+    "DataError",
     "MismatchError",
     "OutputError",
     "Report",

@@ -3,6 +3,7 @@
     SwatoolError             anything below; `exit_code` is what the command line returns
     ├── UsageError        2  the request itself is refused: change the arguments
     ├── CheckpointError   3  an input is bad, or changed while it was read: replace the file
+    ├── DataError         3  the data set is bad or gives no statistics: repair it, or give more
     ├── MismatchError     4  the inputs do not match each other or the model: choose other inputs
     ├── OutputError       5  the output or the system failed: make room, change permissions
     └── CheckFailedError  6  a check that was asked for did not hold
@@ -18,6 +19,7 @@ from typing import ClassVar
 __all__ = [
     "CheckFailedError",
     "CheckpointError",
+    "DataError",
     "MismatchError",
     "OutputError",
     "SwatoolError",
@@ -43,6 +45,12 @@ class UsageError(SwatoolError):
 
 class CheckpointError(SwatoolError):
     """An input file is missing, damaged, hostile, of another format, or changed while it was read."""
+
+    exit_code = 3
+
+
+class DataError(SwatoolError):
+    """A data set cannot be read, or what the model makes of it has no finite statistics."""
 
     exit_code = 3
 

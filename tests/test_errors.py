@@ -8,6 +8,7 @@ from swatool.errors import MismatchError, SwatoolError, printable
 EXIT_CODES = {
     "CheckFailedError": 6,
     "CheckpointError": 3,
+    "DataError": 3,
     "MismatchError": 4,
     "OutputError": 5,
     "SwatoolError": 1,

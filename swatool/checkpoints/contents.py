@@ -13,7 +13,7 @@ from swatool.tensors import DType, StoredTensor
 __all__ = ["Contents", "Opaque", "TensorDescriptor", "UnsupportedTensor"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take three times as long to make, and there are ten thousands
 class TensorDescriptor:
     """A tensor as a pickle describes it: a view of a storage that lies elsewhere in the file.
 
@@ -41,7 +41,7 @@ class UnsupportedTensor:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Opaque:
     """An object of a class that was not looked up: inert, known by the class's name only."""
 

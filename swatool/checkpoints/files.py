@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from swatool.errors import CheckpointError, printable
@@ -64,10 +63,12 @@ class LocalFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`."""
-        with suppress(OSError):
+        try:
             data = os.pread(self._descriptor, nbytes, offset)
-            if len(data) == nbytes:
-                return data
+        except OSError:
+            data = b""  # the long way says what is wrong
+        if len(data) == nbytes:
+            return data
         buffer = bytearray(nbytes)
         self.read_into([buffer], offset)
         return bytes(buffer)

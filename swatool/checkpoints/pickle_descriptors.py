@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from swatool.checkpoints.pickle_globals import MalformedError
 from swatool.checkpoints.pickle_machine import PickleMachine
-from swatool.checkpoints.pickle_opcodes import HANDLERS, STOP
+from swatool.checkpoints.pickle_opcodes import HANDLERS, EndOfPickle
 from swatool.errors import CheckpointError
 
 __all__ = ["load_descriptors"]
@@ -48,11 +48,11 @@ def load_descriptors(data: bytes, where: str) -> object:
     handlers = HANDLERS
     position = 0
     try:
-        for _ in range(MAX_OPCODES):
-            opcode = data[position]
-            position = handlers[opcode](machine, position + 1)
-            if opcode == STOP:
-                return _result(machine, position)
+        try:
+            for _ in range(MAX_OPCODES):
+                position = handlers[data[position]](machine, position + 1)
+        except EndOfPickle:
+            return _result(machine, position + 1)
         raise MalformedError(f"has more than {MAX_OPCODES:,} opcodes")
     except MalformedError as error:
         reason = str(error)

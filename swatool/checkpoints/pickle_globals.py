@@ -62,7 +62,7 @@ class MalformedError(Exception):
     """What is wrong with a pickle, as the end of a sentence; whoever knows the file's name completes it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Storage(Opaque):
     """A storage that a tensor may be a view of; on its own it is as inert as any other object.
 

@@ -27,15 +27,18 @@ from swatool.checkpoints.pickle_values import (
     text_integer,
 )
 
-__all__ = ["HANDLERS", "STOP"]
+__all__ = ["HANDLERS", "EndOfPickle"]
 
 MAX_PROTOCOL = 5
 FRAME_LENGTH = struct.Struct("<Q")
-STOP = pickle.STOP[0]
 
 BYTEARRAY = Opaque("builtins.bytearray")
 SET = Opaque("builtins.set")
 FROZENSET = Opaque("builtins.frozenset")
+
+
+class EndOfPickle(Exception):  # noqa: N818 - it is no error
+    """The pickle has said that it is complete; raised, so that the loop need not ask after each opcode."""
 
 
 def _store(layout: str) -> Handler:
@@ -238,8 +241,8 @@ def _persistent(machine: PickleMachine, position: int) -> int:
     return position
 
 
-def _stop(_machine: PickleMachine, position: int) -> int:
-    return position
+def _stop(_machine: PickleMachine, _position: int) -> int:
+    raise EndOfPickle
 
 
 def _protocol(machine: PickleMachine, position: int) -> int:

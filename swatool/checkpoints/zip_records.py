@@ -101,7 +101,8 @@ def data_offset(source: Source, record: Record) -> int:
         or flags & ENCRYPTED
         or header[LOCAL.size :] != name
         or name_length != len(name)
-        or {packed, size} - {record.size, unsized}
+        or packed not in (record.size, unsized)
+        or size not in (record.size, unsized)
         or start + record.size > record.limit
     ):
         raise _damaged(source, f"the header of record {printable(record.name)} contradicts the directory")

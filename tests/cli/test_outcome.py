@@ -15,6 +15,7 @@ from swatool.cli.outcome import SIGNALS, ending_in_an_exit_code
 from swatool.errors import (
     CheckFailedError,
     CheckpointError,
+    DataError,
     MismatchError,
     OutputError,
     SwatoolError,
@@ -22,7 +23,14 @@ from swatool.errors import (
 )
 
 SWATOOL = [sys.executable, "-m", "swatool", "average"]
-KINDS = {UsageError: 2, CheckpointError: 3, MismatchError: 4, OutputError: 5, CheckFailedError: 6}
+KINDS = {
+    UsageError: 2,
+    CheckpointError: 3,
+    DataError: 3,
+    MismatchError: 4,
+    OutputError: 5,
+    CheckFailedError: 6,
+}
 
 
 @pytest.fixture
