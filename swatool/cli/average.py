@@ -120,6 +120,7 @@ def average(
     Checkpoints are safetensors files and files by torch.save; their code is never run. The output appears
     whole or not at all.
     """
+    from swatool.cli.average_text import tell_plan, tell_summary
     from swatool.cli.render import Telling
 
     settings = AverageSettings(
@@ -152,14 +153,18 @@ def average(
     )
     with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(output):
         report = run(
-            checkpoints, output, settings=settings, on_plan=telling.plan, on_progress=telling.progress
+            checkpoints,
+            output,
+            settings=settings,
+            on_plan=lambda report: tell_plan(telling, report),
+            on_progress=telling.progress,
         )
     try:
         if as_json:
             typer.echo(json.dumps(report.as_json(names=verbose), indent=2))
         elif not dry_run:
-            telling.summary(report)
-        telling.warnings(report, even_if_quiet=as_json and not quiet)
+            tell_summary(telling, report)
+        telling.warnings(report.warnings, even_if_quiet=as_json and not quiet)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

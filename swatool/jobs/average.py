@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import json
 import os
-import re
 import resource
 import time
 import warnings
@@ -31,6 +30,7 @@ from swatool.jobs.average_report import (
     selection_warnings,
     weight_warnings,
 )
+from swatool.jobs.running import METADATA_KEY, Running
 from swatool.output.layout import Layout, OutputTensor
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.safetensors_file import lay_out
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_OUTPUT", "AverageSettings", "average"]
 
 DEFAULT_OUTPUT = "averaged.safetensors"
-METADATA_KEY = "swatool"
 SPARE_DESCRIPTORS = 64
-DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageSettings(Reading, Selection, Policies):
+class AverageSettings(Reading, Selection, Policies, Running):
     """Everything that can be chosen about an average; the command line's options are these fields.
 
     Attributes:
@@ -58,11 +56,7 @@ class AverageSettings(Reading, Selection, Policies):
         debias: of `ema`.
         weights: of `weights`.
         normalize: of `weights`.
-        device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
-        threads: number of workers; None is as many as there are cores to use.
         allow_duplicates: accept the same file twice and earlier outputs of swatool.
-        overwrite: replace an existing output.
-        dry_run: plan, check everything, and write nothing.
     """
 
     method: str | None = None
@@ -70,19 +64,11 @@ class AverageSettings(Reading, Selection, Policies):
     debias: bool | None = None
     weights: tuple[float, ...] | None = None
     normalize: bool | None = None
-    device: str = "cpu"
-    threads: int | None = None
     allow_duplicates: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for group in (Reading, Selection, Policies):
+        for group in (Reading, Selection, Policies, Running):
             group.__post_init__(self)
-        if not DEVICE.fullmatch(self.device):
-            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {self.threads}")
 
     def scheme(self) -> Scheme:
         """Return the scheme that is asked for; UsageError if its parameters do not fit it."""
@@ -199,14 +185,8 @@ def _prepare(
         *weight_warnings(dated, scheme, coefficients),
         *plan.warnings,
     )
-    threads = settings.threads or _usable_cores()
-    return AverageJob(scheme, dated, plan, layout, output, settings.device, threads, warnings)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    workers = settings.workers()
+    return AverageJob(scheme, dated, plan, layout, output, settings.device, workers, warnings)
 
 
 def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:

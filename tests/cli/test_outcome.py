@@ -173,10 +173,10 @@ def test_signal_while_the_output_is_written(tmp_path, number, named):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_after_the_output_was_written(files, monkeypatch, number):
     """What is said about the output must be true, even if the signal comes while the report is printed."""
-    from swatool.cli.render import Telling
+    from swatool.cli import average_text
 
     output = files[0].parent / "out"
-    monkeypatch.setattr(Telling, "summary", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(average_text, "tell_summary", lambda *_: os.kill(os.getpid(), number))
     result = CliRunner().invoke(app, ["average", *map(str, files), "-o", str(output)])
     assert result.exit_code == 128 + number
     assert ("no output was written" in result.stderr) is not output.exists()

@@ -1,0 +1,45 @@
+"""What all jobs that write an output have in common: where and how they run, and how they sign their work."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from swatool.errors import UsageError, printable
+
+__all__ = ["METADATA_KEY", "Running"]
+
+METADATA_KEY = "swatool"  # in an output's metadata, for where it comes from
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Where and how a job runs.
+
+    Attributes:
+        device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        threads: number of workers; None is as many as there are cores to use.
+        overwrite: replace an existing output.
+        dry_run: plan, check everything, and write nothing.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {self.threads}")
+
+    def workers(self) -> int:
+        """Return how many threads work."""
+        if self.threads is not None:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1

@@ -1,0 +1,112 @@
+import dataclasses
+import io
+import re
+
+from swatool.cli import render
+from swatool.cli.average_text import tell_plan, tell_summary
+from swatool.cli.render import Telling
+from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport
+
+REPORT = Report(
+    version="1.2.3",
+    command="average",
+    dry_run=False,
+    method="ema",
+    parameters={"decay": 0.5, "debias": False},
+    checkpoints=(CheckpointReport("run/a.pt", None, 10, 0.25), CheckpointReport("b.pt", 700, 123456, 0.75)),
+    output=OutputReport("out.safetensors", 1_200_000),
+    tensors=TensorsReport(("w", "b"), ("n",), (), ("t",), ("n",)),
+    dtype={"bfloat16": 8},
+    device="cpu",
+    threads=2,
+    seconds=Seconds(1.0, 2.0, 3.0, 7.0),
+    bytes_read=6_000_000,
+    bytes_written=2_000_000,
+    peak_rss_bytes=250_000_000,
+    merge_signal_kept=0.876,
+    warnings=("take care", "mind the step"),
+)
+PLAN = [
+    "checkpoint  step    size  coefficient",
+    "run/a.pt       -    10 B         0.25",
+    "b.pt         700  123 kB         0.75",
+    "method: ema, decay 0.5, debias False",
+    "tensors: 2 averaged, 1 copied, 0 dropped, 1 tied",
+    "reads 6 MB, writes 2 MB to 'out.safetensors' on cpu with 2 threads",
+]
+NAMES = ["averaged: 'w'", "averaged: 'b'", "copied: 'n'", "tied: 't'"]
+SUMMARY = [
+    "wrote 'out.safetensors': 2 averaged, 1 copied, 0 dropped, 1 tied, 1.2 MB",
+    "2.00 s reading, adding and writing (4 MB/s), 3.00 s fsync, 7.00 s in all; peak memory 250 MB",
+    "merge signal kept: 87.6% (bfloat16)",
+]
+WARNINGS = ["warning: take care", "warning: mind the step"]
+
+
+def told(capsys, report=REPORT, **options):
+    options = {"quiet": False, "verbose": False, **options}
+    with Telling(**options) as telling:
+        tell_plan(telling, report)
+        telling.progress(3)
+        tell_summary(telling, report)
+        telling.warnings(report.warnings)
+    found = capsys.readouterr()
+    return found.out.splitlines(), found.err.splitlines()
+
+
+def test_plain_lines_off_a_terminal(capsys):
+    assert told(capsys) == (PLAN + SUMMARY, WARNINGS)
+
+
+def test_names_if_asked_for(capsys):
+    assert told(capsys, verbose=True) == (PLAN + NAMES + SUMMARY, WARNINGS)
+
+
+def test_quiet(capsys):
+    assert told(capsys, quiet=True, verbose=True) == ([], [])
+    Telling(quiet=True, verbose=False).warnings(REPORT.warnings, even_if_quiet=True)
+    assert capsys.readouterr().err.splitlines() == WARNINGS
+
+
+def test_no_signal_no_line(capsys):
+    lines, _ = told(capsys, dataclasses.replace(REPORT, merge_signal_kept=None))
+    assert lines == PLAN + SUMMARY[:-1]
+
+
+def test_names_from_files_cannot_drive_a_terminal(capsys):
+    hostile = "\x1b]0;owned\x07\r\n\u202e"
+    report = dataclasses.replace(
+        REPORT,
+        checkpoints=(CheckpointReport(hostile, 1, 10, 1.0),),
+        output=OutputReport(hostile, 1),
+        tensors=TensorsReport((hostile,), (hostile,), (hostile,), (hostile,)),
+    )
+    lines, _ = told(capsys, report, verbose=True)
+    assert len(lines) == 1 + 1 + 3 + 4 + 3
+    assert not set("\x1b\x07\r\u202e") & set("".join(lines))
+    assert lines[1].startswith("\\x1b]0;owned")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_table_and_progress_bar_on_a_terminal(monkeypatch):
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(render.sys, "stdout", out)
+    monkeypatch.setattr(render.sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    report = dataclasses.replace(
+        REPORT, checkpoints=(CheckpointReport("[red]\x1b[31m.pt", 1, 10, 1.0), *REPORT.checkpoints)
+    )
+    with Telling(quiet=False, verbose=False) as telling:
+        tell_plan(telling, report)
+        telling.progress(3_000_000)
+        tell_summary(telling, report)
+    assert "┃" in out.getvalue()
+    # What looks like rich's markup is a name, and is shown as it is.
+    assert "[red]\\x1b[31m.pt" in re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert "0.25" in out.getvalue()
+    assert err.getvalue().endswith(("\x1b[?25h", "\x1b[2K"))
