@@ -13,6 +13,7 @@ BARE := .venv-nonumpy
 DIGITS := recipes/digits
 RUN := $(DIGITS)/run
 SWATOOL := $(VENV)/bin/swatool
+RECALIBRATE = $(SWATOOL) recalibrate-bn --model $(DIGITS)/model.py:build --data $(RUN)/train.npz:x --overwrite
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,10 +24,18 @@ help: ## Show this list
 		printf '%-20s %s\n' "$$name" "$$text"; \
 	done
 
-demo: $(READY) $(RUN)/.trained ## Average the checkpoints of a small training run and compare
+demo: $(READY) $(RUN)/.trained $(RUN)/train.npz ## Train a little, average, recalibrate and compare
 	$(SWATOOL) average $(RUN)/ckpt-*.pt -o $(RUN)/swa.safetensors --overwrite
 	$(SWATOOL) average $(RUN)/ckpt-*.pt --method ema --decay 0.8 -o $(RUN)/ema.safetensors --overwrite
-	$(PYTHON) $(DIGITS)/compare.py $(RUN) "SWA=$(RUN)/swa.safetensors" "EMA (decay 0.8)=$(RUN)/ema.safetensors"
+	$(RECALIBRATE) $(RUN)/swa.safetensors -o $(RUN)/swa-bn.safetensors
+	$(RECALIBRATE) $(RUN)/swa.safetensors -o $(RUN)/swa-bn-exact.safetensors --mode exact
+	$(RECALIBRATE) $(RUN)/ema.safetensors -o $(RUN)/ema-bn.safetensors -q
+	$(PYTHON) $(DIGITS)/compare.py $(RUN) \
+		"SWA, BatchNorm statistics averaged=$(RUN)/swa.safetensors" \
+		"SWA, recalibrated (batch)=$(RUN)/swa-bn.safetensors" \
+		"SWA, recalibrated (exact)=$(RUN)/swa-bn-exact.safetensors" \
+		"EMA (decay 0.8), averaged=$(RUN)/ema.safetensors" \
+		"EMA (decay 0.8), recalibrated (batch)=$(RUN)/ema-bn.safetensors"
 
 test: $(READY) ## Run the tests; TEST_ARGS goes to pytest
 	$(PYTHON) -m pytest $(TEST_ARGS)
@@ -72,3 +81,6 @@ $(RUN)/.trained: $(addprefix $(DIGITS)/,train.py model.py data.py evaluation.py)
 	rm -rf $(RUN)
 	$(PYTHON) $(DIGITS)/train.py $(RUN)
 	touch $@
+
+$(RUN)/train.npz: $(DIGITS)/data.py $(RUN)/.trained
+	$(PYTHON) $(DIGITS)/data.py $@

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from swatool.version import __version__
 
 if TYPE_CHECKING:
+    from swatool.batchnorm.recalibrate import recalibrate_bn
+    from swatool.batchnorm.report import BatchNormReport
     from swatool.errors import (
         CheckFailedError,
         CheckpointError,
@@ -21,26 +23,39 @@ if TYPE_CHECKING:
         UsageError,
     )
     from swatool.jobs.average import AverageSettings, average
+    from swatool.jobs.recalibrate import recalibrate_checkpoint
+    from swatool.jobs.recalibrate_report import RecalibrationReport
+    from swatool.jobs.recalibrate_settings import RecalibrateSettings
     from swatool.report import Report
 
 __all__ = [
     "AverageSettings",
+    "BatchNormReport",
     "CheckFailedError",
     "CheckpointError",
     "DataError",
     "MismatchError",
     "OutputError",
+    "RecalibrateSettings",
+    "RecalibrationReport",
     "Report",
     "SwatoolError",
     "UsageError",
     "__version__",
     "average",
+    "recalibrate_bn",
+    "recalibrate_checkpoint",
 ]
 
 HOME = {
     "AverageSettings": "swatool.jobs.average",
+    "BatchNormReport": "swatool.batchnorm.report",
+    "RecalibrateSettings": "swatool.jobs.recalibrate_settings",
+    "RecalibrationReport": "swatool.jobs.recalibrate_report",
     "Report": "swatool.report",
     "average": "swatool.jobs.average",
+    "recalibrate_bn": "swatool.batchnorm.recalibrate",
+    "recalibrate_checkpoint": "swatool.jobs.recalibrate",
 }
 
 

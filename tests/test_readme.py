@@ -9,15 +9,28 @@ import pytest
 import swatool
 import swatool.errors
 from swatool.averaging.schemes import SCHEMES
+from swatool.batchnorm.recalibrate import MODES
 from swatool.cli.average import average
+from swatool.cli.recalibrate_bn import recalibrate_bn
+from swatool.jobs.recalibrate_report import DataReport, RecalibrationReport, RecalibrationSeconds
 from swatool.report import Report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def options():
-    for parameter in inspect.signature(average, eval_str=True).parameters.values():
+COMMANDS = {"average": average, "recalibrate-bn": recalibrate_bn}
+SECTIONS = re.split(r"(?m)^(?=## )", README)
+REPORTS = {"average": (Report,), "recalibrate-bn": (RecalibrationReport, RecalibrationSeconds, DataReport)}
+
+
+def section(command):
+    (found,) = [one for one in SECTIONS if one.startswith(f"## `swatool {command}`")]
+    return found
+
+
+def options(command):
+    for parameter in inspect.signature(COMMANDS[command], eval_str=True).parameters.values():
         declared = parameter.annotation.__metadata__[0]
         # typer takes the first name for a default until it reads the signature.
         for name in (declared.default, *(declared.param_decls or ())):
@@ -25,15 +38,17 @@ def options():
                 yield from name.split("/")
 
 
-@pytest.mark.parametrize("option", sorted(options()))
-def test_every_option_is_documented(option):
-    assert f"`{option}`" in README or f"`{option} " in README
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command in COMMANDS for option in sorted(options(command))]
+)
+def test_every_option_is_documented(command, option):
+    assert f"`{option}`" in section(command) or f"`{option} " in section(command)
 
 
-def test_no_option_is_documented_that_does_not_exist():
-    command = README[README.index("## `swatool average`") : README.index("### Exit codes")]
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command))
-    assert named - set(options()) == {"--help"}
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_is_documented_that_does_not_exist(command):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section(command)))
+    assert named - set(options(command)) <= {"--help", "--nproc-per-node"}
 
 
 @pytest.mark.parametrize("method", SCHEMES)
@@ -41,9 +56,19 @@ def test_every_method_is_documented(method):
     assert f"| `{method}` |" in README
 
 
-def test_every_field_of_the_json_report_is_documented():
-    for name in ("schema", *Report.__dataclass_fields__):
-        assert re.search(rf"`{name}(`|:)", README), name
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_of_the_json_report_is_documented(command):
+    for report in REPORTS[command]:
+        for name in ("schema", *report.__dataclass_fields__):
+            assert re.search(rf"\b{name}\b", section(command)), name
+
+
+def test_every_kind_of_data_and_mode_is_documented():
+    text = section("recalibrate-bn")
+    for kind in ("npy", "npz", "safetensors", "imagefolder", "wds", "hf"):
+        assert re.search(rf"`[^`]*{kind}[^`]*`", text), kind
+    for mode in MODES:
+        assert f"| `{mode}` |" in text
 
 
 def test_every_exit_code_is_documented():

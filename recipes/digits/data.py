@@ -1,7 +1,13 @@
-"""The digits of scikit-learn, split once and for all into training, validation and test images."""
+"""The digits of scikit-learn, split once and for all into training, validation and test images.
 
+data.py run/train.npz writes the training images, unshifted, as the array `x`.
+"""
+
+import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -37,3 +43,16 @@ def load_split() -> Split:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     parts = order.split([len(order) - VALIDATION_IMAGES - TEST_IMAGES, VALIDATION_IMAGES, TEST_IMAGES])
     return Split(*(Images(pixels[part], labels[part]) for part in parts))
+
+
+def main() -> None:
+    """Read the options and write the training images."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("file", type=Path, help="the .npz file to write")
+    file = parser.parse_args().file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, x=load_split().training.pixels.numpy())
+
+
+if __name__ == "__main__":
+    main()

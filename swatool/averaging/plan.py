@@ -322,8 +322,8 @@ def _warnings(
 ) -> Iterable[str]:
     if any(t.name.endswith("running_var") and t.treatment.averages for t in tensors):
         yield (
-            "BatchNorm running statistics are averaged like weights; the true ones of the averaged model are "
-            "computed by recalibrating them on training data"
+            "BatchNorm running statistics are averaged like weights, which does not give those of the "
+            "averaged model: swatool recalibrate-bn computes them from data"
         )
     if dropped:
         yield f"{len(dropped)} tensors that only some checkpoints have are dropped"

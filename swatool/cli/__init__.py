@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from swatool.cli.average import average
+from swatool.cli.recalibrate_bn import recalibrate_bn
 from swatool.version import __version__
 
 __all__ = ["app", "main"]
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(average)
+app.command("recalibrate-bn")(recalibrate_bn)
 
 
 def _print_version(wanted: bool) -> None:

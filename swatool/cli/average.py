@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
-from swatool.cli.outcome import ending_in_an_exit_code, telling_of
-from swatool.errors import OutputError, UsageError, printable
+from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
+from swatool.errors import UsageError, printable
 from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
 from swatool.jobs.average import average as run
 
@@ -159,18 +158,12 @@ def average(
             on_plan=lambda report: tell_plan(telling, report),
             on_progress=telling.progress,
         )
-    try:
+    with printing_the_report(None if dry_run else output):
         if as_json:
             typer.echo(json.dumps(report.as_json(names=verbose), indent=2))
         elif not dry_run:
             tell_summary(telling, report)
         telling.warnings(report.warnings, even_if_quiet=as_json and not quiet)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        what = "nothing was to be written" if dry_run else f"{printable(output)} was written"
-        raise OutputError(f"{what}, but the report could not be printed: {error.strerror}") from error
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

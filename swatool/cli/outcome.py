@@ -18,9 +18,9 @@ from typing import ParamSpec
 
 import typer
 
-from swatool.errors import OutputError, SwatoolError
+from swatool.errors import OutputError, SwatoolError, printable
 
-__all__ = ["ending_in_an_exit_code", "telling_of"]
+__all__ = ["ending_in_an_exit_code", "printing_the_report", "telling_of"]
 
 P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -71,6 +71,19 @@ def telling_of(output: str) -> Iterator[None]:
         written = _identity(output) != before
         error.add_note("the output was written" if written else "no output was written")
         raise
+
+
+@contextmanager
+def printing_the_report(written: str | None) -> Iterator[None]:
+    """Say what was written, if anything was, when the report of it cannot be printed."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = "nothing was to be written" if written is None else f"{printable(written)} was written"
+        raise OutputError(f"{what}, but the report could not be printed: {error.strerror}") from error
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from swatool.averaging.plan import Plan, Policies, make_plan
 from swatool.averaging.schemes import Scheme, make_scheme
+from swatool.checkpoints.frozen_statistics import frozen_layers
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, expand, select
 from swatool.checkpoints.state_dicts import names_an_average
@@ -153,7 +154,11 @@ def _opened(paths: Sequence[str], settings: AverageSettings) -> Iterator[list[Ch
 def _allow_open_files(count: int) -> None:
     """Raise the process's own limit on open files as far as it may, if these would not fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + SPARE_DESCRIPTORS
+    try:
+        already = len(os.listdir("/dev/fd"))
+    except OSError:
+        already = max(soft, 0)  # not even the list could be opened
+    wanted = already + count + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
@@ -173,7 +178,8 @@ def _prepare(
     steps = [one.step for one in dated]
     coefficients = scheme.coefficients(steps)
     plan = make_plan([one.checkpoint for one in dated], coefficients, settings)
-    layout = _lay_out(plan, dated, scheme, settings)
+    frozen = frozen_layers(plan.checkpoints)
+    layout = _lay_out(plan, dated, scheme, settings, frozen)
     check_target(
         output,
         overwrite=settings.overwrite,
@@ -215,7 +221,11 @@ def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
 
 
 def _lay_out(
-    plan: Plan, dated: Sequence[DatedCheckpoint], scheme: Scheme, settings: AverageSettings
+    plan: Plan,
+    dated: Sequence[DatedCheckpoint],
+    scheme: Scheme,
+    settings: AverageSettings,
+    frozen: Sequence[str],
 ) -> Layout:
     tensors = {t.name: OutputTensor(t.name, t.treatment.dtype, t.shape) for t in plan.tensors}
     aliases: dict[str, str] = {}
@@ -223,7 +233,7 @@ def _lay_out(
         aliases = dict(plan.ties)
     else:
         tensors |= {name: tensors[first]._replace(name=name) for name, first in plan.ties.items()}
-    provenance = {
+    provenance: dict[str, object] = {
         "version": __version__,
         "method": scheme.name,
         "parameters": dataclasses.asdict(scheme),  # type: ignore[call-overload]
@@ -237,6 +247,8 @@ def _lay_out(
             for (checkpoint, step), coefficient in zip(dated, plan.coefficients, strict=True)
         ],
     }
+    if frozen:
+        provenance["frozen_statistics"] = frozen
     # A tensor may be called anything; what the file says of itself comes first.
     metadata = {**aliases, "format": "pt", METADATA_KEY: json.dumps(provenance)}
     return lay_out(tensors.values(), metadata)

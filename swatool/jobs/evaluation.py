@@ -1,0 +1,56 @@
+"""`--eval`: a number of the user's own, of the model before and after."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from swatool.errors import UsageError, printable
+from swatool.user_code import describe_failure, load_attribute
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["evaluate", "load_function"]
+
+
+def load_function(spec: str, option: str) -> Callable[..., object]:
+    """Import a function that the user names; UsageError if there is none."""
+    found = load_attribute(spec, option)
+    if not callable(found):
+        raise UsageError(f"{option} {printable(spec)} is {printable(type(found).__name__)}, not a function")
+    return found
+
+
+def evaluate(model: nn.Module, spec: str) -> Mapping[str, float]:
+    """Call the user's function with the model, and return its number, or numbers, by name.
+
+    Raises:
+        UsageError: there is no such function, it raised an error, or what it returned is no number.
+    """
+    function = load_function(spec, "--eval")
+    given = f"--eval {printable(spec)}"
+    try:
+        found = function(model)
+    except Exception as error:
+        raise UsageError(f"{given} failed: {describe_failure(error)}; -v shows where") from error
+    if not isinstance(found, Mapping):
+        return {spec.rpartition(":")[2]: _number(found, given)}
+    if not found:
+        raise UsageError(f"{given} returned no number: return one, or a mapping of names to numbers")
+    return {str(name): _number(value, given) for name, value in found.items()}
+
+
+def _number(value: object, given: str) -> float:
+    item = getattr(value, "item", None)  # what tensors and NumPy's numbers have
+    try:
+        value = item() if callable(item) else value
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{given} returned a tensor of more than one number") from error
+    if not isinstance(value, numbers.Real):
+        raise UsageError(
+            f"{given} returned {printable(type(value).__name__)}: return a number, or a mapping of names to "
+            "numbers"
+        )
+    return float(value)

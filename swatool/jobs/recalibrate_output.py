@@ -1,0 +1,115 @@
+"""The checkpoint again, byte for byte, but with other BatchNorm statistics in their places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from swatool.averaging.plan import Policies, make_plan
+from swatool.checkpoints.opening import Checkpoint
+from swatool.errors import DataError, printable
+from swatool.jobs.running import METADATA_KEY
+from swatool.output.layout import Layout, OutputTensor
+from swatool.output.publish import PendingFile
+from swatool.output.safetensors_file import lay_out
+from swatool.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["new_statistics", "own_metadata", "write_recalibrated"]
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def new_statistics(model: nn.Module, layers: tuple[str, ...], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the layers' statistics under every name that the checkpoint has for them, in its types.
+
+    Raises:
+        DataError: the checkpoint's type is too narrow for a value.
+    """
+    import torch
+
+    recalibrated = {id(model.get_submodule(name)) for name in layers}
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if id(module) not in recalibrated:
+            continue
+        for statistic in STATISTICS:
+            name, value = f"{path}.{statistic}".lstrip("."), getattr(module, statistic)
+            if value is None or name not in checkpoint.tensors:
+                continue
+            stored = checkpoint.tensors[name]
+            found[name] = value.detach().cpu().to(getattr(torch, stored.dtype.name))
+            if not bool(found[name].to(torch.float64).isfinite().all()):
+                raise DataError(
+                    f"{printable(name)} has a value that is too large for {stored.dtype.name}, its type in "
+                    f"{printable(checkpoint.path)}: convert the checkpoint to a wider type first"
+                )
+    return found
+
+
+def write_recalibrated(
+    checkpoint: Checkpoint,
+    statistics: Mapping[str, Tensor],
+    provenance: Mapping[str, object],
+    output: str,
+    *,
+    overwrite: bool,
+    threads: int,
+) -> int:
+    """Copy the checkpoint to a safetensors file, the statistics replaced; return the file's size in bytes.
+
+    Args:
+        checkpoint: what is copied.
+        statistics: what is put into its place, by name, of the same shape and type as there.
+        provenance: said of the recalibration in the file's metadata, beside what the checkpoint says there.
+        output: the file; it appears whole or not at all.
+        overwrite: replace it if it exists.
+        threads: number of workers.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or changed.
+        OutputError: the output cannot be written.
+    """
+    import torch
+
+    from swatool.averaging.stream import stream
+
+    # To leave everything out of the average is to copy it.
+    plan = make_plan([checkpoint], [1.0], Policies(exclude=("*",) if checkpoint.tensors else ()))
+    layout = _lay_out(checkpoint, provenance)
+    with PendingFile(output, layout.size, overwrite=overwrite) as pending:
+        pending.write(0, layout.header)
+        # Whether a value is finite is not asked of what is only copied.
+        stream(plan, layout, pending.write, device=torch.device("cpu"), threads=threads)
+        for name, values in statistics.items():
+            pending.write(layout.offsets[name], _bytes(values))
+        checkpoint.file.check_unchanged()
+        pending.publish()
+    return layout.size
+
+
+def _lay_out(checkpoint: Checkpoint, provenance: Mapping[str, object]) -> Layout:
+    tensors = [OutputTensor(name, one.dtype, one.shape) for name, one in checkpoint.tensors.items()]
+    signed = {**own_metadata(checkpoint), "version": __version__, "recalibrated": provenance}
+    metadata = {"format": "pt", **checkpoint.metadata, METADATA_KEY: json.dumps(signed)}
+    return lay_out(tensors, metadata)
+
+
+def own_metadata(checkpoint: Checkpoint) -> Mapping[str, object]:
+    """Return what an earlier run of swatool said of the checkpoint."""
+    try:
+        found = json.loads(checkpoint.metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _bytes(values: Tensor) -> memoryview:
+    import torch
+
+    from swatool.averaging.memory import bytes_of
+
+    return bytes_of(values.contiguous().view(-1).view(torch.uint8))

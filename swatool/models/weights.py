@@ -1,0 +1,93 @@
+"""From a checkpoint's tensors to those of a model: what is missing, what does not fit, and the copying."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from swatool.checkpoints.opening import Checkpoint
+from swatool.errors import MismatchError, printable
+from swatool.tensors import StoredTensor
+
+__all__ = ["load_weights", "read_tensor"]
+
+# Versions of BatchNorm before torch 0.4.1 do not count their batches.
+OPTIONAL = "num_batches_tracked"
+
+
+def read_tensor(stored: StoredTensor) -> Tensor:
+    """Read a tensor from its checkpoint, in its own type and shape, C-ordered or as it is stored."""
+    dtype = getattr(torch, stored.dtype.name)
+    if not stored.numel:
+        return torch.empty(stored.shape, dtype=dtype)
+    data = bytearray(sum(extent.nbytes for extent in stored.extents))
+    view, position = memoryview(data), 0
+    for source, offset, nbytes in stored.extents:
+        source.read_into([view[position : position + nbytes]], offset)
+        position += nbytes
+    values = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
+    if stored.strides is None:
+        return values.view(stored.shape)
+    return values.as_strided(stored.shape, stored.strides)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a model, converted to the model's types.
+
+    One tensor is held at a time beside the model. Lazy modules are given theirs all at once.
+
+    Raises:
+        MismatchError: names or shapes do not match; it carries every difference, and nothing was copied.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    targets = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    sources = {name: _source(name, checkpoint) for name in targets}
+    differences = list(_differences(targets, sources, checkpoint))
+    if differences:
+        raise MismatchError(
+            f"{printable(checkpoint.path)} does not fit the model ({len(differences)} differences):",
+            differences,
+        )
+    found = {name: stored for name, stored in sources.items() if stored is not None}
+    if any(map(is_lazy, targets.values())):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lazy modules tell that they are a new feature
+            model.load_state_dict({name: read_tensor(stored) for name, stored in found.items()}, strict=False)
+        return
+    with torch.no_grad():
+        for name, stored in found.items():
+            targets[name].copy_(read_tensor(stored))
+
+
+def _source(name: str, checkpoint: Checkpoint) -> StoredTensor | None:
+    """Find a tensor, under the name that safetensors' metadata gives as another one of it if need be."""
+    return checkpoint.tensors.get(name) or checkpoint.tensors.get(checkpoint.metadata.get(name, ""))
+
+
+def _differences(
+    targets: dict[str, Tensor], sources: dict[str, StoredTensor | None], checkpoint: Checkpoint
+) -> Iterator[str]:
+    for name, target in targets.items():
+        stored = sources[name]
+        if stored is None:
+            if not name.endswith(OPTIONAL):
+                yield f"{printable(name)} of the model is missing in the checkpoint"
+        elif is_lazy(target):
+            continue
+        elif stored.shape != tuple(target.shape):
+            yield (
+                f"{printable(name)} has shape {list(stored.shape)} in the checkpoint, "
+                f"{list(target.shape)} in the model"
+            )
+        elif stored.dtype.averageable != (target.is_floating_point() or target.is_complex()):
+            yield (
+                f"{printable(name)} is {stored.dtype.name} in the checkpoint, "
+                f"{str(target.dtype).removeprefix('torch.')} in the model"
+            )
+    for name in checkpoint.tensors:
+        if name not in targets:
+            yield f"{printable(name)} of the checkpoint is missing in the model"
