@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from swatool.cli.options import AsJson, Device, KeepPrefix, Key, Overwrite, Quiet, StripPrefix, numbers
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
-from swatool.errors import UsageError, printable
 from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
 from swatool.jobs.average import average as run
 
@@ -65,17 +65,9 @@ def average(
         bool,
         typer.Option("--allow-duplicates", help="Accept a file twice, and earlier outputs of swatool."),
     ] = DEFAULTS.allow_duplicates,
-    key: Annotated[
-        str | None,
-        typer.Option("--key", help="Where in the checkpoint the state dict is, such as ema.model."),
-    ] = DEFAULTS.key,
-    strip_prefix: Annotated[
-        list[str] | None,
-        typer.Option("--strip-prefix", help="Take this off all names, besides module. and _orig_mod."),
-    ] = None,
-    keep_prefix: Annotated[
-        bool, typer.Option("--keep-prefix", help="Leave module. and _orig_mod. on the names.")
-    ] = DEFAULTS.keep_prefix,
+    key: Key = DEFAULTS.key,
+    strip_prefix: StripPrefix = None,
+    keep_prefix: KeepPrefix = DEFAULTS.keep_prefix,
     match: Annotated[
         str,
         typer.Option("--match", help="Names that only some have: exact (refuse), intersection or union."),
@@ -96,20 +88,16 @@ def average(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Write NaN and Inf instead of refusing them.")
     ] = DEFAULTS.allow_nonfinite,
-    device: Annotated[
-        str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:N or auto.")
-    ] = DEFAULTS.device,
+    device: Device = DEFAULTS.device,
     threads: Annotated[
         int | None, typer.Option("--threads", "-j", help="Workers; default: the cores that may be used.")
     ] = DEFAULTS.threads,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
-    ] = DEFAULTS.overwrite,
+    overwrite: Overwrite = DEFAULTS.overwrite,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
     ] = DEFAULTS.dry_run,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the names of tensors, too.")
     ] = False,
@@ -126,7 +114,7 @@ def average(
         method=method,
         decay=decay,
         debias=debias,
-        weights=_numbers(weights),
+        weights=numbers("--weights", weights),
         normalize=normalize,
         accumulate=accumulate,
         sort=sort,
@@ -164,12 +152,3 @@ def average(
         elif not dry_run:
             tell_summary(telling, report)
         telling.warnings(report.warnings, even_if_quiet=as_json and not quiet)
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise UsageError(f"--weights must be numbers separated by commas, not {printable(text)}") from None

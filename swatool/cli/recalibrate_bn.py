@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from swatool.cli.options import AsJson, Device, KeepPrefix, Key, Overwrite, Quiet, StripPrefix, numbers
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.jobs.recalibrate import recalibrate_checkpoint
@@ -97,20 +98,10 @@ def recalibrate_bn(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse if there is no layer, or one that is not reached.")
     ] = DEFAULTS.strict,
-    key: Annotated[
-        str | None,
-        typer.Option("--key", help="Where in the checkpoint the state dict is, such as ema.model."),
-    ] = DEFAULTS.key,
-    strip_prefix: Annotated[
-        list[str] | None,
-        typer.Option("--strip-prefix", help="Take this off all names, besides module. and _orig_mod."),
-    ] = None,
-    keep_prefix: Annotated[
-        bool, typer.Option("--keep-prefix", help="Leave module. and _orig_mod. on the names.")
-    ] = DEFAULTS.keep_prefix,
-    device: Annotated[
-        str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:N or auto.")
-    ] = DEFAULTS.device,
+    key: Key = DEFAULTS.key,
+    strip_prefix: StripPrefix = None,
+    keep_prefix: KeepPrefix = DEFAULTS.keep_prefix,
+    device: Device = DEFAULTS.device,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="Type to compute in: float32, float64, bfloat16 or float16."),
@@ -118,14 +109,12 @@ def recalibrate_bn(
     threads: Annotated[
         int | None, typer.Option("--threads", "-j", help="Of torch; default: as torch chooses.")
     ] = DEFAULTS.threads,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
-    ] = DEFAULTS.overwrite,
+    overwrite: Overwrite = DEFAULTS.overwrite,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load everything, print the plan and write nothing.")
     ] = DEFAULTS.dry_run,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Print all layers, and where in your own code an error arose."),
@@ -146,8 +135,8 @@ def recalibrate_bn(
         shuffle=shuffle,
         seed=seed,
         size=_size(size),
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
         max_bad=max_bad,
         skip=tuple(skip or ()),
         model_arguments=_model_arguments(model_arg or ()),
@@ -237,12 +226,3 @@ def _size(text: str | None) -> int | tuple[int, int] | None:
             f"--size must be a side or HEIGHTxWIDTH, such as 224 or 224x320, not {printable(text)}"
         )
     return height if len(sides) == 1 else (height, width)
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise UsageError(f"{option} must be numbers separated by commas, not {printable(text)}") from None
