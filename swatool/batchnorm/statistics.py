@@ -9,13 +9,24 @@ Everything is float64 and centred before it is squared; E[x^2] - E[x]^2 is nowhe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["InstanceMoments", "Moments", "Samples", "Spread", "Workspace", "measure"]
+__all__ = [
+    "InstanceMoments",
+    "Moments",
+    "Pooled",
+    "Samples",
+    "Spread",
+    "Workspace",
+    "measure",
+    "merge",
+    "pool",
+]
 
 # Elements that are widened to float64 at a time: on a CPU what two cores' caches hold, elsewhere 128 MiB.
 CPU_CHUNK = 2**18
@@ -61,6 +72,37 @@ class Workspace:
         return buffer[:count]
 
 
+def pool(values: Tensor, workspace: Workspace) -> Moments:
+    """Return the moments of all values of each channel of [N, C, ...].
+
+    What fits into a chunk is centred on its own mean; more is measured sample by sample. Each operation goes
+    over the samples in the same order, so that every core finds in its cache what it left there.
+    """
+    samples, channels = values.shape[:2]
+    size = values.numel()
+    if size > _chunk(values.device):
+        return Moments.of(measure(values, workspace))
+    count = size // channels
+    wide = workspace.take(size, values.device)
+    if count == samples:
+        wide = wide.view(samples, channels)
+        wide.copy_(values.reshape(samples, channels))
+        mean = wide.mean(0)
+        return Moments(count, mean, wide.sub_(mean).square_().sum(0))
+    if _channels_last(values):
+        values = values.movedim(1, -1)
+        wide.view(values.shape).copy_(values)
+        wide = wide.view(samples, -1, channels)
+        mean = wide.mean(1).mean(0)
+        return Moments(count, mean, wide.sub_(mean).square_().sum(1).sum(0))
+    wide.view(values.shape).copy_(values)
+    wide = wide.view(samples, channels, -1)
+    means = wide.mean(2)
+    mean = means.mean(0)
+    wide.sub_(mean.unsqueeze(1))
+    return Moments(count, mean, torch.linalg.vector_norm(wide, dim=2, out=means).square_().sum(0))
+
+
 def measure(values: Tensor, workspace: Workspace) -> Samples:
     """Return the moments of each sample of [N, C, ...], in two passes over a chunk that stays in the cache.
 
@@ -71,10 +113,10 @@ def measure(values: Tensor, workspace: Workspace) -> Samples:
     if values.dim() == 2:
         mean = values.to(torch.float64, copy=True)
         return Samples(mean, torch.zeros_like(mean), 1)
-    last = not values.is_contiguous() and values.movedim(1, -1).is_contiguous()  # channels lie innermost
+    last = _channels_last(values)
     means = torch.empty(samples, channels, dtype=torch.float64, device=values.device)
     m2s = torch.empty_like(means)
-    chunk = CPU_CHUNK if values.device.type == "cpu" else DEVICE_CHUNK
+    chunk = _chunk(values.device)
     rows = max(1, chunk // max(1, channels * length))
     columns = channels if rows > 1 else min(channels, max(1, chunk // max(1, length)))
     if rows >= samples and columns == channels:
@@ -85,6 +127,15 @@ def measure(values: Tensor, workspace: Workspace) -> Samples:
             place = slice(row, row + rows), slice(column, column + columns)
             _measure_chunk(values[place], means[place], m2s[place], workspace, channels_last=last)
     return Samples(means, m2s if last else m2s.square_(), length)
+
+
+def _chunk(device: torch.device) -> int:
+    return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
+
+
+def _channels_last(values: Tensor) -> bool:
+    """Tell whether channels lie innermost in memory."""
+    return not values.is_contiguous() and values.movedim(1, -1).is_contiguous()
 
 
 def _measure_chunk(
@@ -131,15 +182,16 @@ class Moments:
         m2 = torch.add(samples.m2.sum(0), between, alpha=values) if values > 1 else between
         return cls(number * values, mean, m2)
 
-    def merged(self, other: Self) -> Self:
-        """Return the moments of both sets of values."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        mean = torch.add(self.mean, apart, alpha=other.count / count)
-        m2 = torch.addcmul(self.m2 + other.m2, apart, apart, value=self.count * (other.count / count))
-        return type(self)(count, mean, m2)
+    @classmethod
+    def merge(cls, sets: Sequence[Self]) -> Self:
+        """Return the moments of several sets of values together."""
+        if len(sets) == 1:
+            return sets[0]
+        count, weights = _weights(sets)
+        means = torch.stack([one.mean for one in sets])
+        mean = torch.mv(means.t(), weights).div_(count)
+        between = torch.mv((means - mean).square_().t(), weights)
+        return cls(count, mean, between.add_(torch.stack([one.m2 for one in sets]).sum(0)))
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -171,13 +223,15 @@ class InstanceMoments:
         variances = samples.m2 / (samples.values - 1)  # 0 / 0 for a single value
         return cls(len(samples.mean), samples.mean.mean(0), variances.mean(0))
 
-    def merged(self, other: Self) -> Self:
-        """Return the averages over both sets of instances."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        share = other.count / (self.count + other.count)
-        mean = torch.lerp(self.mean, other.mean, share)
-        return type(self)(self.count + other.count, mean, torch.lerp(self.average, other.average, share))
+    @classmethod
+    def merge(cls, sets: Sequence[Self]) -> Self:
+        """Return the averages over several sets of instances together."""
+        if len(sets) == 1:
+            return sets[0]
+        count, weights = _weights(sets)
+        mean = torch.mv(torch.stack([one.mean for one in sets]).t(), weights).div_(count)
+        average = torch.mv(torch.stack([one.average for one in sets]).t(), weights).div_(count)
+        return cls(count, mean, average)
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -187,6 +241,20 @@ class InstanceMoments:
     def variance(self) -> Tensor:
         """Return the average variance, [C]."""
         return self.average
+
+
+Pooled = Moments | InstanceMoments
+
+
+def merge(sets: Sequence[Pooled]) -> Pooled:
+    """Return the moments of several sets of one kind together."""
+    return type(sets[0]).merge(sets)  # type: ignore[arg-type]
+
+
+def _weights(sets: Sequence[Moments] | Sequence[InstanceMoments]) -> tuple[int, Tensor]:
+    """Return the sum of the counts, and the counts."""
+    counts = [one.count for one in sets]
+    return sum(counts), torch.tensor(counts, dtype=torch.float64, device=sets[0].mean.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,13 +13,24 @@ from swatool.batchnorm.batches import Batch, size_of
 from swatool.batchnorm.layers import Layer
 from swatool.batchnorm.passes import Outcome
 from swatool.batchnorm.ranks import Ranks
-from swatool.batchnorm.statistics import InstanceMoments, Moments, Spread, Workspace, measure
+from swatool.batchnorm.statistics import (
+    InstanceMoments,
+    Moments,
+    Pooled,
+    Samples,
+    Spread,
+    Workspace,
+    measure,
+    merge,
+    pool,
+)
 from swatool.errors import DataError, printable
 
 __all__ = ["Taker"]
 
 # From fewer samples not even the error of a statistic can be told.
 MIN_SAMPLES = 30
+MERGED_TOGETHER = 32  # sets of moments, so that merging costs little
 
 
 class Taker:
@@ -36,10 +47,11 @@ class Taker:
         self.uses: Counter[Layer] = Counter()
         self._normalise = normalise
         self._tolerance = tolerance
-        self._moments: dict[Layer, Moments | InstanceMoments] = {}
+        self._sets: dict[Layer, list[Pooled]] = {layer: [] for layer in layers}  # to be merged
         self._spreads: dict[Layer, Spread] = {}
+        self._running = {layer: layer.running for layer in layers}
         self._workspace = Workspace()
-        self._fresh: list[tuple[Layer, Tensor]] = []  # what the present batch gave
+        self._fresh: list[tuple[Layer, Pooled]] = []  # what the present batch gave
         self._size = self._number = self._batches = 0
 
     def begin(self, batch: Batch, number: int) -> None:
@@ -50,32 +62,47 @@ class Taker:
 
     def take(self, layer: Layer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Pool the moments of the arguments that a layer is about to see."""
-        values = _input_of(layer, args, kwargs)
+        mean, variance = self._running[layer]
+        values = _input_of(layer, len(mean), args, kwargs)
         if values is None:
             return  # the layer itself says best what is wrong
         self.uses[layer] += 1
+        found = self._pooled(layer, values)
+        if self._normalise and isinstance(found, Moments):
+            self._refuse_single(layer, found.count, "channel in this batch")
+            mean.copy_(found.mean)
+            torch.div(found.m2, found.count, out=variance)
+        self._fresh.append((layer, found))
+        sets = self._sets[layer]
+        sets.append(found)
+        if len(sets) == MERGED_TOGETHER:
+            sets[:] = [merge(sets)]
+
+    def _pooled(self, layer: Layer, values: Tensor) -> Pooled:
+        if not layer.per_instance and self._tolerance is None:
+            return pool(values, self._workspace)
         samples = measure(values, self._workspace)
-        found: Moments | InstanceMoments
+        found: Pooled
         if layer.per_instance:
             self._refuse_single(layer, samples.values, "instance")
             found = InstanceMoments.of(samples)
         else:
             found = Moments.of(samples)
-            if self._normalise:
-                self._refuse_single(layer, found.count, "channel in this batch")
-                mean, variance = layer.running
-                mean.copy_(found.mean)
-                variance.copy_(found.m2 / found.count)
-        self._fresh += [(layer, part) for part in found.parts]
-        known = self._moments.get(layer)
-        self._moments[layer] = found if known is None else _merged(known, found)
         if self._tolerance is not None:
+            self._spread(layer, samples, found)
+        return found
+
+    def _spread(self, layer: Layer, samples: Samples, found: Pooled) -> None:
+        """Add to what is known of the differences between samples."""
+        before = self._spreads.get(layer)
+        origin = found.mean if before is None else before.origin
+        if layer.per_instance:
+            spread = Spread.of_instances(samples, origin)
+        else:
+            # Several rows for each sample of the batch, as time steps, are one sample all the same.
             many = len(samples.mean) > self._size and len(samples.mean) % self._size == 0
-            groups = samples.grouped(self._size) if many and not layer.per_instance else samples
-            before = self._spreads.get(layer)
-            spread_of = Spread.of_instances if layer.per_instance else Spread.of
-            spread = spread_of(groups, found.mean if before is None else before.origin)
-            self._spreads[layer] = spread if before is None else before.merged(spread)
+            spread = Spread.of(samples.grouped(self._size) if many else samples, origin)
+        self._spreads[layer] = spread if before is None else before.merged(spread)
 
     def _refuse_single(self, layer: Layer, count: int, unit: str) -> None:
         if count == 1:
@@ -86,13 +113,15 @@ class Taker:
 
     def end(self) -> None:
         """Check that what the batch gave is finite; DataError that names the first layer where it is not."""
-        if not self._fresh or bool(torch.cat([values for _, values in self._fresh]).isfinite().all()):
-            return
-        layer = next(layer for layer, values in self._fresh if not bool(values.isfinite().all()))
-        raise DataError(
-            f"batch {self._number} makes the input of layer {printable(layer.name)} NaN or Inf: "
-            "look for extreme values in the data or the weights"
-        )
+        parts = [part for _, found in self._fresh for part in found.parts]
+        if not parts or math.isfinite(torch.cat([part.to(parts[0].device) for part in parts]).sum().item()):
+            return  # NaN and Inf make any sum so
+        for layer, found in self._fresh:
+            if not all(bool(part.isfinite().all()) for part in found.parts):
+                raise DataError(
+                    f"batch {self._number} makes the input of layer {printable(layer.name)} NaN or Inf: "
+                    "look for extreme values in the data or the weights"
+                )
 
     def settled(self) -> bool:
         """Tell whether all layers that were reached are known as well as the tolerance asks."""
@@ -108,7 +137,7 @@ class Taker:
         return self._spreads[layer].count * self._batches / self.uses[layer]
 
     def _errors(self, layer: Layer) -> tuple[float, float]:
-        spread, variance = self._spreads[layer], self._moments[layer].variance()
+        spread, variance = self._spreads[layer], merge(self._sets[layer]).variance()
         mean_error, variance_error = spread.errors(variance, instances=layer.per_instance)
         factor = max(1.0, self.uses[layer] / self._batches) ** 0.5
         return mean_error * factor, variance_error * factor
@@ -120,7 +149,7 @@ class Taker:
             DataError: a layer saw a single value per channel in all the data.
         """
         found = []
-        for layer, moments, uses in self._pooled(ranks):
+        for layer, moments, uses in self._merged(ranks):
             if moments.count == 1 and not layer.per_instance:
                 raise DataError(
                     f"layer {printable(layer.name)} sees a single value per channel in all the data, which "
@@ -133,50 +162,39 @@ class Taker:
             )
         return found
 
-    def _pooled(self, ranks: Ranks) -> list[tuple[Layer, Moments | InstanceMoments, int]]:
-        """Return the moments over all processes, merged in the order of their ranks."""
+    def _merged(self, ranks: Ranks) -> list[tuple[Layer, Pooled, int]]:
+        """Return the moments and uses over all processes, merged in the order of their ranks."""
         if ranks.size == 1:
             return [
-                (layer, self._moments[layer], self.uses[layer]) for layer in self.layers if self.uses[layer]
+                (layer, merge(self._sets[layer]), self.uses[layer])
+                for layer in self.layers
+                if self.uses[layer]
             ]
         letters = ranks.gather(torch.cat([self._packed(layer) for layer in self.layers]))
-        pooled = []
-        start = 0
-        for layer in self.layers:
-            channels = len(layer.running[0])
-            stop = start + 2 + 2 * channels
-            parts = [_unpacked(layer, letter[start:stop]) for letter in letters]
-            moments, uses = parts[0]
-            for other, other_uses in parts[1:]:
-                moments, uses = _merged(moments, other), uses + other_uses
+        lengths = [2 + 2 * len(layer.running[0]) for layer in self.layers]
+        found = []
+        split = [torch.split(letter, lengths) for letter in letters]
+        for layer, *parts in zip(self.layers, *split, strict=True):
+            uses = sum(int(part[1]) for part in parts)
             if uses:
-                pooled.append((layer, moments, uses))
-            start = stop
-        return pooled
+                kind = InstanceMoments if layer.per_instance else Moments
+                sets = [kind(int(part[0]), *part[2:].chunk(2)) for part in parts if part[0]]
+                found.append((layer, merge(sets), uses))
+        return found
 
     def _packed(self, layer: Layer) -> Tensor:
         """Return count, uses, means and M2 or variances of a layer, [2 + 2C]."""
         letter = torch.zeros(2 + 2 * len(layer.running[0]), dtype=torch.float64)
-        if layer in self._moments:
-            moments = self._moments[layer]
+        if self.uses[layer]:
+            moments = merge(self._sets[layer])
             letter[0], letter[1] = moments.count, self.uses[layer]
             letter[2:] = torch.cat(moments.parts)
         return letter
 
 
-def _unpacked(layer: Layer, letter: Tensor) -> tuple[Moments | InstanceMoments, int]:
-    mean, second = letter[2:].chunk(2)
-    kind = InstanceMoments if layer.per_instance else Moments
-    return kind(int(letter[0]), mean, second), int(letter[1])
-
-
-def _merged(one: Moments | InstanceMoments, other: Moments | InstanceMoments) -> Moments | InstanceMoments:
-    if isinstance(one, Moments):
-        return one.merged(cast(Moments, other))
-    return one.merged(cast(InstanceMoments, other))
-
-
-def _input_of(layer: Layer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor | None:
+def _input_of(
+    layer: Layer, channels: int, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Tensor | None:
     """Return a layer's input as [N, C, ...]; None if the layer cannot take it, or it holds nothing."""
     given = args if args else tuple(kwargs.values())
     values = given[0] if given else None
@@ -185,6 +203,6 @@ def _input_of(layer: Layer, args: tuple[object, ...], kwargs: Mapping[str, objec
     module = layer.module
     if layer.per_instance and values.dim() == module._get_no_batch_dim():  # type: ignore[operator]
         values = values.unsqueeze(0)
-    if values.dim() < 2 or values.shape[1] != len(layer.running[0]):
+    if values.dim() < 2 or values.shape[1] != channels:
         return None
     return values
