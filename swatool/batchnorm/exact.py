@@ -153,6 +153,7 @@ class _Level:
         uses = None if self._plan.dynamic else self._known.get(signature(batch))
         self._awaited = None if uses is None else Counter({layer: uses[layer] for layer in self.taker.layers})
         self.taker.begin(batch, number)
+        self._random = RandomState()
 
     def see(self, layer: Layer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         level = self._plan.levels.get(layer.index)
@@ -170,6 +171,8 @@ class _Level:
                 raise StopForward
 
     def end(self) -> None:
+        # A forward that is stopped draws less than a whole one, and what the data draw must not depend on it.
+        self._random.restore()
         self.taker.end()
         if self._awaited is None:
             self._known[signature(self._batch)] = self._calls.copy()

@@ -219,7 +219,7 @@ def test_passes_must_give_the_same_amount():
 
 
 def test_all_passes_draw_the_same_random_numbers():
-    """A shuffling loader, and a model that is noisy in inference: each pass sees what the others saw."""
+    """Data that are drawn, and a model that is noisy in inference: each pass sees what the others saw."""
 
     class Noisy(nn.Module):
         def __init__(self):
@@ -228,18 +228,24 @@ def test_all_passes_draw_the_same_random_numbers():
             self.seen = []
 
         def forward(self, x):
-            self.seen.append(x)
+            self.seen.append(torch.cat([x.flatten(), torch.rand(1)]))
             return self.c(self.b(self.a(x) + torch.rand(1)))
 
+    class Augmented(DataLoader):
+        def __iter__(self):
+            for (batch,) in super().__iter__():
+                yield batch + torch.rand(1)
+
     model = Noisy()
-    loader = DataLoader(TensorDataset(torch.randn(40, 2)), batch_size=20, shuffle=True)
+    loader = Augmented(TensorDataset(torch.randn(40, 2)), batch_size=10, shuffle=True)
     state = torch.get_rng_state()
     recalibrate_bn(model, loader, mode="exact")
     assert torch.equal(state, torch.get_rng_state())
     first, *seen = model.seen
-    assert len(seen) == 6
-    assert torch.equal(first, seen[0][:2])
-    assert all(torch.equal(seen[k], seen[k % 2]) for k in range(6))
+    assert len(seen) == 12
+    assert torch.equal(first[:4], seen[0][:4])
+    assert torch.equal(first[-1], seen[0][-1])
+    assert all(torch.equal(seen[k], seen[k % 4]) for k in range(12))
     assert not torch.equal(seen[0], seen[1])
     expected = {name: t.clone() for name, t in model.state_dict().items()}
     torch.set_rng_state(state)
