@@ -53,7 +53,9 @@ def load_attribute(spec: str, option: str) -> object:
 
 def describe_failure(error: BaseException) -> str:
     """Return what was raised in user code, as one line: its type and the first line of its message."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    lines = str(error).strip().splitlines() or [""]
+    # A data loader's worker hands on a whole traceback, which ends with what was raised.
+    first = lines[-1] if "in DataLoader worker process" in lines[0] else lines[0]
     shown = "".join(character if character.isprintable() else "?" for character in first)[:SHOWN_LINE]
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 

@@ -26,6 +26,7 @@ KNOWS = {
     "report": {"errors", "tensors"},
     "user_code": {"errors"},
     "batchnorm": {"errors"},
+    "swa_utils": {"errors", "averaging", "batchnorm"},
     "models": {"errors", "tensors", "checkpoints", "user_code"},
     "data": {"errors", "tensors", "checkpoints", "user_code", "batchnorm"},
     "jobs": {
@@ -38,7 +39,7 @@ KNOWS = {
     "swatool": {"version", "errors", "report", "batchnorm", "jobs"},
 }
 # What works on tensors; all else describes, plans and writes without torch.
-WORKS_ON_TENSORS = ("swatool.batchnorm.", "swatool.data.", "swatool.models.")
+WORKS_ON_TENSORS = ("swatool.batchnorm.", "swatool.data.", "swatool.models.", "swatool.swa_utils")
 IMPORT_TORCH = {f"swatool.averaging.{name}" for name in ("kernels", "reducers", "memory", "stream")}
 WITHOUT_TORCH = {f"swatool.data.{name}" for name in ("opening", "options", "files", "npy_header", "npz")}
 IMPORT_RICH = {"swatool.cli.render"}
@@ -188,7 +189,9 @@ def test_importing_does_not_import_torch(code):
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["average", "--help"], ["recalibrate-bn", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["average", "--help"], ["recalibrate-bn", "--help"], ["--version"]]
+)
 def test_help_does_not_import_torch(arguments):
     code = (
         f"import sys; sys.argv = ['swatool', *{arguments!r}]\n"

@@ -95,7 +95,8 @@ def signature(batch: Batch) -> Hashable:
         return tuple((key, signature(item)) for key, item in batch.items())
     if isinstance(batch, Tensor):
         return (batch.shape, batch.dtype)
-    return batch if isinstance(batch, bool | int | float | str) else type(batch).__name__
+    # Of anything else it is not known whether two are alike.
+    return batch if batch is None or isinstance(batch, bool | int | float | str) else object()
 
 
 def joined(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -153,7 +153,7 @@ def failures_told(batch: Batch, number: int) -> Iterator[None]:
         raise OutputError(
             f"the device has no memory left for batch {number} ({describe(batch)}): take smaller batches"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = str(error).strip().partition("\n")[0] or "no message"
         raise MismatchError(
             f"the model does not take the data: batch {number} ({describe(batch)}) makes it raise "

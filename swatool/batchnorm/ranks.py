@@ -135,7 +135,11 @@ def ranks_from_environment(device: torch.device | str | None = None) -> Iterator
     Raises:
         UsageError: the environment is incomplete or the other processes cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) <= 1:
+    try:
+        size = int(os.environ.get("WORLD_SIZE") or 1)
+    except ValueError as error:
+        raise UsageError("WORLD_SIZE in the environment is no number: start processes by torchrun") from error
+    if size <= 1:
         yield SINGLE
         return
     where = torch.device(device or "cpu")

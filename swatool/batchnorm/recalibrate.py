@@ -76,7 +76,7 @@ def recalibrate_bn(
         DataError: there are no data, or they or the activations are not finite, or of a single value.
         MismatchError: the model raises on the data.
     """
-    _check_request(model, mode, dtype, tolerance, ranks)
+    _check_request(model, mode, dtype, tolerance, ranks, skip)
     where = _checked_device(device)
     layers = find_layers(model, skip)
     if not layers.found:
@@ -152,9 +152,16 @@ RECALIBRATE: dict[str, Callable[[Run], Result]] = {
 
 
 def _check_request(
-    model: nn.Module, mode: str, dtype: torch.dtype | None, tolerance: float | None, ranks: Ranks
+    model: nn.Module,
+    mode: str,
+    dtype: torch.dtype | None,
+    tolerance: float | None,
+    ranks: Ranks,
+    skip: Sequence[str],
 ) -> None:
     """Raise UsageError for what makes no sense."""
+    if isinstance(skip, str):
+        raise UsageError("skip must be a sequence of patterns, not one text")
     if mode not in MODES:
         raise UsageError(f"unknown mode {printable(mode)}: choose one of {', '.join(MODES)}")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):

@@ -108,7 +108,8 @@ class Taker:
         if count == 1:
             raise DataError(
                 f"layer {printable(layer.name)} sees a single value per {unit} (batch {self._number}), which "
-                "has no variance: " + ("take larger inputs" if layer.per_instance else "take larger batches")
+                "has no variance: give "
+                + ("larger inputs" if layer.per_instance else "more samples, in larger batches")
             )
 
     def end(self) -> None:

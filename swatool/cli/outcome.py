@@ -109,10 +109,17 @@ def _told(message: str, code: int, as_json: bool) -> typer.Exit:
 @contextmanager
 def _signals_raised() -> Iterator[None]:
     """Let the first signal raise Stopped; a second one ends the process at once, as if nobody cared."""
+    process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a data loader's worker, forked, which should just end
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
+        # What is torn down on the way out may complain of it, and nobody is helped by that.
+        sys.unraisablehook = lambda _: None
         raise Stopped(number)
 
     # A signal that is ignored from outside, as under nohup, stays ignored.

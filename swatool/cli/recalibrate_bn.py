@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Annotated
 
 import typer
@@ -159,6 +159,7 @@ def recalibrate_bn(
         Telling(quiet=quiet or as_json or not _is_first(), verbose=verbose) as telling,
         telling_of(target),
         _showing_causes(verbose),
+        redirect_stdout(sys.stderr if as_json else sys.stdout),  # the user's code may print
     ):
         told = RecalibrationTelling(telling)
         report = recalibrate_checkpoint(
@@ -181,7 +182,7 @@ def recalibrate_bn(
 
 def _is_first() -> bool:
     """Tell whether this is the process that speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -205,6 +206,9 @@ def _model_arguments(given: list[str] | tuple[str, ...]) -> dict[str, object]:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError):
             value = {}
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)  # YAML takes 1e-3 for a text
         if not equals or not name.isidentifier() or isinstance(value, dict):
             raise UsageError(f"--model-arg must be name=value, a plain value in YAML, not {printable(one)}")
         if name in found:

@@ -61,6 +61,8 @@ class RecalibrationTelling:
             header = ("layer", "channels", "values", "mean shift", "channel", "variance ratio", "channel")
             self._telling.table(header, [_row(layer) for layer in shown])
         lines = []
+        if self._telling.verbose:
+            lines += [f"left alone: {printable(name)}: {why}" for name, why in found.untouched.items()]
         if len(shown) < len(layers):
             lines.append(f"... and {len(layers) - len(shown)} more layers, which changed less; -v shows all")
         for name in report.before or {}:

@@ -67,7 +67,7 @@ class LoaderData:
                 batch = next(iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise self._failure(error) from error
             if not isinstance(batch, Tensor | tuple | list | Mapping):
                 raise UsageError(
@@ -91,7 +91,7 @@ class LoaderData:
             )
         try:
             iterator = iter(cast(Iterable[object], source))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error) from error
         once = iterator is source
         self._used = once and not self._called
@@ -103,10 +103,10 @@ class LoaderData:
             return self._given
         try:
             return cast(Callable[[], object], self._given)()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> UsageError:
+    def _failure(self, error: BaseException) -> UsageError:
         return UsageError(f"--data {printable(self.name)} failed: {describe_failure(error)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -24,22 +25,35 @@ def load_function(spec: str, option: str) -> Callable[..., object]:
 
 
 def evaluate(model: nn.Module, spec: str) -> Mapping[str, float]:
-    """Call the user's function with the model, and return its number, or numbers, by name.
+    """Call the user's function with a copy of the model, and return its number, or numbers, by name.
+
+    Whatever it does to the copy, and to torch's random numbers, changes nothing that comes after. Of a model
+    that cannot be copied, it is given the original.
 
     Raises:
         UsageError: there is no such function, it raised an error, or what it returned is no number.
     """
+    from swatool.batchnorm.borrowed import keeping_random_state
+
     function = load_function(spec, "--eval")
     given = f"--eval {printable(spec)}"
     try:
-        found = function(model)
-    except Exception as error:
+        with keeping_random_state():
+            found = function(_copied(model))
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{given} failed: {describe_failure(error)}; -v shows where") from error
     if not isinstance(found, Mapping):
         return {spec.rpartition(":")[2]: _number(found, given)}
     if not found:
         raise UsageError(f"{given} returned no number: return one, or a mapping of names to numbers")
     return {str(name): _number(value, given) for name, value in found.items()}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # noqa: BLE001 - whatever a module's own __deepcopy__ raises
+        return model
 
 
 def _number(value: object, given: str) -> float:

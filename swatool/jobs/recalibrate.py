@@ -6,12 +6,14 @@ it, and the checkpoint is copied to the output with the new statistics in their 
 
 from __future__ import annotations
 
+import glob
 import math
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from swatool.checkpoints.opening import open_checkpoint
 from swatool.data.options import Data, DataOptions
 from swatool.errors import MismatchError, printable
 from swatool.jobs.evaluation import evaluate, load_function
+from swatool.jobs.recalibrate_output import new_statistics, own_metadata, write_recalibrated
 from swatool.jobs.recalibrate_report import (
     DataReport,
     InputReport,
@@ -32,13 +35,15 @@ from swatool.version import __version__
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from swatool.batchnorm.ranks import Ranks
     from swatool.batchnorm.report import BatchNormReport, Progress
     from swatool.checkpoints.opening import Checkpoint
 
 __all__ = ["recalibrate_checkpoint"]
+
+MOST_THREADS = 1024  # OpenMP's own end is a crash
 
 
 def recalibrate_checkpoint(
@@ -88,12 +93,18 @@ def recalibrate_checkpoint(
     with ExitStack() as stack:
         device = stack.enter_context(_torch_set_up(settings))
         opened = stack.enter_context(closing(open_checkpoint(checkpoint, settings)))
+        inputs = {opened.file.key, *_files_named_in(model, data, settings.forward, settings.evaluate)}
         nbytes = sum(stored.nbytes for stored in opened.tensors.values())
-        check_target(target, overwrite=settings.overwrite, inputs={opened.file.key}, nbytes=nbytes)
+        check_target(target, overwrite=settings.overwrite, inputs=inputs, nbytes=nbytes)
         from swatool.batchnorm.ranks import ranks_from_environment
 
         source = stack.enter_context(closing(_open_data(data, settings)))
+        for function, option in ((settings.forward, "--forward"), (settings.evaluate, "--eval")):
+            if function is not None:
+                load_function(function, option)  # now rather than after a pass over the data
         ranks = stack.enter_context(ranks_from_environment(device))
+        if ranks.size > 1:
+            _draw_alike(settings.seed or 0)
         job = _Job(settings, opened, source, _load(model, opened, settings, device), device, ranks)
         report = _planned(job, model, target, clock)
         if on_plan is not None:
@@ -150,11 +161,30 @@ def _torch_set_up(settings: RecalibrateSettings) -> Iterator[torch.device]:
 
     device = choose_device(settings.device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or threads)
+    torch.set_num_threads(min(settings.threads or threads, MOST_THREADS))
     try:
         yield device
     finally:
         torch.set_num_threads(threads)
+
+
+def _files_named_in(*specs: str | None) -> Iterator[tuple[int, int]]:
+    """Yield device and inode of the files that the user names besides the checkpoint."""
+    for spec in specs:
+        for text in {spec or "", (spec or "").rpartition(":")[0], (spec or "").partition(":")[2]} - {""}:
+            with suppress(OSError, ValueError):
+                for path in (text, *glob.glob(text)):
+                    if os.path.isfile(path):
+                        status = os.stat(path)
+                        yield status.st_dev, status.st_ino
+
+
+def _draw_alike(seed: int) -> None:
+    """Let loaders that shuffle give all processes the same batches, of which each takes its part."""
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
 def _open_data(spec: str, settings: RecalibrateSettings) -> Data:
@@ -210,6 +240,7 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
     before = _evaluate(job)
     evaluating = clock.lap()
     found = _recalibrate(job, hooks)
+    statistics = new_statistics(job.model, tuple(layer.name for layer in found.layers), job.checkpoint)
     recalibrating = clock.lap()
     if settings.strict and found.unreached:
         raise MismatchError(
@@ -220,7 +251,7 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
     evaluating += clock.lap()
     nbytes = report.output.bytes
     if job.ranks.rank == 0:
-        nbytes = _write(job, report, found)
+        nbytes = _write(job, report, found, statistics)
     writing = clock.lap()
     seconds = replace(
         report.seconds,
@@ -274,9 +305,9 @@ def _evaluate(job: _Job) -> Mapping[str, float] | None:
     return evaluate(job.model, job.settings.evaluate)
 
 
-def _write(job: _Job, report: RecalibrationReport, found: BatchNormReport) -> int:
-    from swatool.jobs.recalibrate_output import new_statistics, write_recalibrated
-
+def _write(
+    job: _Job, report: RecalibrationReport, found: BatchNormReport, statistics: Mapping[str, Tensor]
+) -> int:
     provenance = {
         "model": report.model,
         "data": report.data.name,
@@ -287,7 +318,7 @@ def _write(job: _Job, report: RecalibrationReport, found: BatchNormReport) -> in
     }
     return write_recalibrated(
         job.checkpoint,
-        new_statistics(job.model, tuple(layer.name for layer in found.layers), job.checkpoint),
+        statistics,
         provenance,
         report.output.path,
         overwrite=job.settings.overwrite,
@@ -296,8 +327,6 @@ def _write(job: _Job, report: RecalibrationReport, found: BatchNormReport) -> in
 
 
 def _frozen_warnings(job: _Job, found: BatchNormReport) -> Iterator[str]:
-    from swatool.jobs.recalibrate_output import own_metadata
-
     known = own_metadata(job.checkpoint).get("frozen_statistics")
     frozen = [layer.name for layer in found.layers if isinstance(known, list) and layer.name in known]
     if frozen:
@@ -323,5 +352,5 @@ def _verdict(
     name, old = next(iter(before.items()))
     new = after.get(name, math.nan)
     better_or_equal = new >= old if settings.higher_is_better else new <= old
-    if not better_or_equal:
+    if not better_or_equal and not math.isnan(old):
         yield f"recalibration made {printable(name)} worse: {old:.6g} before, {new:.6g} after"

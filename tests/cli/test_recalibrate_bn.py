@@ -137,7 +137,7 @@ def test_model_arguments_are_yaml(argument, said):
         (["--mean", "a,b"], 2, "--mean must be numbers"),
         (["--batch-size", "0"], 2, "--batch-size"),
         (["--mode", "both"], 2, "--mode must be one of batch, exact, torch"),
-        (["-o", "mine.py"], 2, "exists"),
+        (["-o", "mine.py"], 2, "one of the inputs"),
     ],
     ids=str,
 )
@@ -172,3 +172,49 @@ def test_ctrl_c_leaves_nothing():
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.splitlines() == ["error: stopped by SIGINT; no output was written"]
     assert sorted(set(os.listdir()) - {"__pycache__"}) == ["mine.py", "swa.pt"]
+
+
+def test_what_the_users_code_prints_does_not_disturb_json(work):
+    (work / "chatty.py").write_text(SOURCE.replace("def build(", "print('hello')\n\n\ndef build("))
+    done = run("--json", model="chatty.py:build")
+    assert json.loads(done.stdout)["command"] == "recalibrate-bn"
+    assert "hello" in done.stderr
+
+
+def test_numbers_that_yaml_takes_for_texts(work):
+    (work / "typed.py").write_text(
+        SOURCE.replace("width=3", "width=3, rate=1.0").replace(
+            "    return nn.Seq", "    assert type(rate) is float\n    return nn.Seq", 1
+        )
+    )
+    assert run("--model-arg", "rate=1e-3", model="typed.py:build").exit_code == 0
+
+
+def test_ctrl_c_with_workers_of_a_data_loader(work):
+    (work / "workers.py").write_text(
+        SOURCE
+        + """
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, index):
+        if index == 200:
+            os.killpg(0, signal.SIGINT)
+        time.sleep(0.001)
+        return torch.randn(3)
+
+
+def slow():
+    return torch.utils.data.DataLoader(Slow(), batch_size=50, num_workers=2)
+"""
+    )
+    command = [sys.executable, "-m", "swatool", "recalibrate-bn", "swa.pt"]
+    command += ["--model", "mine.py:build", "--data", "workers.py:slow"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, start_new_session=True
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: stopped by SIGINT; no output was written"

@@ -416,7 +416,7 @@ def test_dry_run_writes_and_runs_nothing():
         ({"device": "tpu"}, UsageError, "--device"),
         ({"output": "no/folder/x"}, OutputError, "no/folder"),
         ({"output": "averaged.pt", "overwrite": True}, UsageError, "one of the inputs"),
-        ({"output": "mine.py"}, UsageError, "exists"),
+        ({"output": "mine.py"}, UsageError, "one of the inputs"),
     ],
     ids=str,
 )
@@ -458,3 +458,53 @@ def test_several_processes_give_the_same(mode):
     one, two = load_file("one.safetensors"), load_file("two.safetensors")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=1e-7)
+
+
+MEDDLING = '''
+
+def meddling(model):
+    """What an evaluation in a training script may do to a model and to torch."""
+    torch.rand(3)
+    model.train()
+    model(images())
+    model.half()
+    return 1.0
+
+
+def leaving(model):
+    raise SystemExit(0)
+'''
+
+
+def test_an_evaluation_changes_nothing_that_is_written(work):
+    (work / "meddling.py").write_text(SOURCE + MEDDLING)
+    recalibrate(output="plain.safetensors")
+    report = recalibrate(output="evaluated.safetensors", evaluate="meddling.py:meddling")
+    plain, evaluated = load_file("plain.safetensors"), load_file("evaluated.safetensors")
+    assert all(torch.equal(plain[name], evaluated[name]) for name in plain)
+    assert report.before == report.after == {"meddling": 1.0}
+
+
+def test_an_evaluation_that_leaves_is_a_failure(work):
+    (work / "meddling.py").write_text(SOURCE + MEDDLING)
+    with pytest.raises(UsageError, match="SystemExit: 0"):
+        recalibrate(evaluate="meddling.py:leaving")
+    assert not os.path.exists("averaged-bn.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mine.py", "images.safetensors"])
+def test_model_and_data_are_not_written_over(work, name):
+    pytest.importorskip("numpy")
+    from safetensors.torch import save_file
+
+    save_file({"x": load("images")()}, "images.safetensors")
+    before = (work / name).read_bytes()
+    with pytest.raises(UsageError, match="one of the inputs"):
+        recalibrate(output=name, data="images.safetensors:x", overwrite=True)
+    assert (work / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["forward", "evaluate"])
+def test_a_missing_function_is_found_before_anything_runs(option):
+    with pytest.raises(UsageError, match="absent"):
+        recalibrate(dry_run=True, **{option: "mine.py:absent"})
