@@ -53,6 +53,7 @@ check: lint test ## Everything a change must pass on one environment: lint, then
 bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
 	$(PYTHON) tests/bench/run.py $(BENCH_ARGS)
 	$(PYTHON) tests/bench/batchnorm.py $(BENCH_ARGS)
+	$(PYTHON) tests/bench/swa_utils.py $(BENCH_ARGS)
 
 format: $(READY) ## Format the code and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .

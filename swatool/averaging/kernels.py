@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +21,11 @@ from swatool.tensors import DType
 __all__ = [
     "accumulate",
     "accumulate_together",
+    "can_lerp",
     "complex_view",
+    "copy_together",
     "fits",
+    "lerp_together",
     "most_together",
     "real_view",
     "torch_dtype",
@@ -111,3 +115,39 @@ def fits(sums: Tensor, dtype: torch.dtype) -> bool:
     # Types without Inf may be given the largest value for anything beyond it, which is no rounding.
     half_step = 2.0 ** (math.frexp(limits.max)[1] - 2) * limits.eps
     return float(extremes.to(torch.float64).abs().max()) <= limits.max + half_step
+
+
+def copy_together(
+    targets: Sequence[Tensor], sources: Sequence[Tensor], *, non_blocking: bool = False
+) -> None:
+    """Copy many tensors in one call; types and devices may differ.
+
+    With `non_blocking`, copies from CUDA to pinned memory may still be under way when this returns.
+    """
+    if targets:
+        with torch.no_grad():
+            torch._foreach_copy_(list(targets), list(sources), non_blocking)
+
+
+@functools.cache
+def can_lerp(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell, by trial, whether `lerp_together` works there on that type; on types of 8 bits it does not."""
+    try:
+        one = torch.zeros(1, dtype=dtype, device=device)
+        torch._foreach_lerp_([one], [one], 0.5)
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def lerp_together(averages: Sequence[Tensor], models: Sequence[Tensor], weight: float) -> None:
+    """Move many averages in place towards as many models: average += weight (model - average), one pass.
+
+    Args:
+        averages: of one device and one floating or complex type.
+        models: of the same device, type and shapes.
+        weight: in [0, 1]. From 1/2 on, torch goes from the model's end back; so 1 gives the model.
+    """
+    if averages:
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averages), list(models), weight)

@@ -44,6 +44,10 @@ class Swa:
         """Return 1/N for each of the N checkpoints."""
         return (1 / len(steps),) * len(steps)
 
+    def weight(self, n: int) -> float:
+        """Return the weight of the next model in the running mean of n: 1/(n+1)."""
+        return 1 / (n + 1)
+
 
 @dataclass(frozen=True)
 class Ema:
@@ -73,6 +77,17 @@ class Ema:
             total = math.fsum(powers)
             return tuple(power / total for power in powers)
         return (powers[0], *((1 - self.decay) * power for power in powers[1:]))
+
+    def weight(self, n: int) -> float:
+        """Return the weight of the next model in the running average of n; 1 for n = 0."""
+        if n == 0:
+            return 1.0
+        if not self.debias or self.decay == 0:
+            return 1 - self.decay
+        if self.decay == 1:
+            return 1 / (n + 1)
+        # 1 - d^(n+1), without the cancellation that a decay near 1 would bring.
+        return (self.decay - 1) / math.expm1((n + 1) * math.log(self.decay))
 
 
 @dataclass(frozen=True)

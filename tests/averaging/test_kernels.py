@@ -7,8 +7,11 @@ from swatool.averaging import kernels
 from swatool.averaging.kernels import (
     accumulate,
     accumulate_together,
+    can_lerp,
     complex_view,
+    copy_together,
     fits,
+    lerp_together,
     most_together,
     real_view,
     torch_dtype,
@@ -159,3 +162,52 @@ def test_fits(values, dtype, expected, wide):
 def test_double_that_is_too_large_for_float_does_not_fit():
     assert not fits(torch.tensor([1e39], dtype=torch.float64), torch.float32)
     assert fits(torch.tensor([1e39], dtype=torch.float64), torch.float64)
+
+
+MANY = [(7, 5), (), (0, 3), (1000,)]
+
+
+def many(dtype, seed, device=CPU):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in MANY]
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, torch.float16, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("weight", [0.0, 0.001, 0.5, 0.7, 1.0])
+def test_lerp_together_is_lerp_of_each_in_place(dtype, weight):
+    averages, models = many(dtype, 0), many(dtype, 1)
+    expected = [torch.lerp(a, b, weight) for a, b in zip(averages, models, strict=True)]
+    pointers = [one.data_ptr() for one in averages]
+    lerp_together(tuple(averages), tuple(models), weight)
+    assert all(map(torch.equal, averages, expected))
+    assert [one.data_ptr() for one in averages] == pointers
+    lerp_together([], [], weight)
+
+
+def test_parameters_are_written_without_gradients():
+    averages, models = ([torch.nn.Parameter(one) for one in many(torch.float32, seed)] for seed in (0, 1))
+    lerp_together(averages, models, 0.5)
+    copy_together(averages, models)
+    assert all(map(torch.equal, averages, models))
+    assert all(one.is_leaf and one.requires_grad for one in averages)
+
+
+def test_copy_together_converts():
+    targets, sources = many(torch.float32, 0), many(torch.bfloat16, 1)
+    copy_together(targets, tuple(sources))
+    assert all(torch.equal(a, b.float()) for a, b in zip(targets, sources, strict=True))
+    copy_together([], [])
+
+
+def test_copies_wait_unless_they_are_told_not_to(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *args: asked.append(args[2]))
+    copy_together([torch.ones(1)], [torch.ones(1)])
+    copy_together([torch.ones(1)], [torch.ones(1)], non_blocking=True)
+    assert asked == [False, True]
+
+
+def test_can_lerp_knows_the_types_that_have_it():
+    assert all(can_lerp(CPU, dtype) for dtype in (*WIDE, torch.float16, torch.bfloat16, torch.complex64))
+    assert not can_lerp(CPU, torch.float8_e5m2)
+    assert not can_lerp(CPU, torch.int64)

@@ -1,0 +1,60 @@
+"""Updating by averaging functions that are not ours: nobody knows what they do, so all can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from swatool.averaging.kernels import copy_together
+from swatool.swa_utils.averaging_functions import PARAM_LIST
+from swatool.swa_utils.plan import Group
+from swatool.swa_utils.refusals import ArgumentTypeError
+
+__all__ = ["AvgFn", "MultiAvgFn", "apply_to_each", "apply_to_lists"]
+
+AvgFn = Callable[[Tensor, Tensor, Tensor | int], Tensor]
+MultiAvgFn = Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]
+
+
+def apply_to_each(function: AvgFn, groups: Sequence[Group], count: int) -> None:
+    """Write what a function makes of each tensor: all results, or none if it raises.
+
+    It is given copies of the averages, because it may change them; so this takes as much memory as they do.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for group in groups:
+        number = _number(count, group)
+        for average, model in zip(group.averages, group.brought(), strict=True):
+            result = function(average.detach().clone(), model, number)
+            if not isinstance(result, Tensor) or result.shape != average.shape:
+                found = (
+                    f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+                )
+                raise ArgumentTypeError(
+                    f"avg_fn returned {found} for a tensor of shape {tuple(average.shape)}: return the new "
+                    "average, of the same shape; nothing was changed"
+                )
+            pairs.append((average, result.detach()))
+    copy_together([average for average, _ in pairs], [result for _, result in pairs])
+
+
+def apply_to_lists(function: MultiAvgFn, groups: Sequence[Group], count: int) -> None:
+    """Let a function change lists of averages in place; what it changed is taken back if it raises.
+
+    For that, the averages are copied first.
+    """
+    averages = [average.detach() for group in groups for average in group.averages]
+    kept = [average.clone() for average in averages]
+    try:
+        for group in groups:
+            function([average.detach() for average in group.averages], group.brought(), _number(count, group))
+    except BaseException:
+        copy_together(averages, kept)
+        raise
+
+
+def _number(count: int, group: Group) -> Tensor:
+    """Return the count as a tensor on the group's device, without waiting for that device."""
+    return torch.full((), count, dtype=torch.long, device=group.route.device)

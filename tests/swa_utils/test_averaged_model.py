@@ -1,0 +1,784 @@
+"""`AveragedModel` against torch's over models, types, functions, numbers of updates; and what torch lacks.
+
+Tensors are equal bit for bit where the arithmetic is the same. It is not in two cases:
+- the default on a CPU, where torch computes W + (w - W)/(n+1) with several roundings, and we, as torch on
+  CUDA, W += (w - W) * 1/(n+1) with fewer;
+- `get_swa_multi_avg_fn` on float64, where torch rounds 1/(n+1) to float32 and we do not.
+"""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.optim import swa_utils as theirs
+
+from swatool import swa_utils as ours
+from swatool.errors import SwatoolError
+from swatool.swa_utils import averaged_model
+
+FUNCTIONS = ["default", "get_swa_avg_fn", "get_swa_multi_avg_fn", "get_ema_avg_fn", "get_ema_multi_avg_fn"]
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+
+class Custom(nn.Module):
+    """A parameter without dimensions, and buffers of all sorts."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.parts = nn.ParameterDict({"a": nn.Parameter(torch.randn(3, 2))})
+        self.register_buffer("count", torch.tensor([3, 4]))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("bytes", torch.tensor([250], dtype=torch.uint8))
+        self.register_buffer("moving", torch.randn(3))
+        self.register_buffer("passing", torch.randn(2), persistent=False)
+        self.register_buffer("nothing", None)
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def lazy():
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    model(torch.randn(3, 5))
+    return model
+
+
+MODELS = {
+    "plain": lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)),
+    "tied": Tied,
+    "shared": Shared,
+    "custom": Custom,
+    "frozen": frozen,
+    "lazy": lazy,
+    "parametrized": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(3, 3)),
+    "recurrent": lambda: nn.LSTM(3, 4),
+    "channels_last": lambda: nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last),
+}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
+
+
+def keywords(module, name):
+    if name == "default":
+        return {}
+    return {"multi_avg_fn" if "multi" in name else "avg_fn": getattr(module, name)()}
+
+
+def train(model, seed):
+    """Change everything in a model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                tensor += torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            elif tensor.dtype is torch.bool:
+                tensor.logical_not_()
+            else:
+                tensor += 7
+
+
+def tensors(module):
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def snapshot(module):
+    return {name: tensor.detach().clone() for name, tensor in tensors(module).items()}
+
+
+def assert_same(found, expected, tolerance=0.0):
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype is expected[name].dtype, name
+        if tolerance:
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance, msg=name)
+        else:
+            assert torch.equal(tensor, expected[name]), name
+
+
+def run(pairs, model, updates, first=0):
+    for seed in range(first, first + updates):
+        train(model, seed)
+        for averaged in pairs:
+            averaged.update_parameters(model)
+
+
+def allowed(name, dtype, updates):
+    """How far two averages of a few units may be apart; every update may differ by some last places."""
+    if name == "default":
+        return 4 * updates * torch.finfo(dtype).eps
+    return 1e-6 if name == "get_swa_multi_avg_fn" and dtype is torch.float64 else 0.0
+
+
+@pytest.mark.parametrize("updates", [1, 2, 50])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_averages_are_torchs(name, function, updates):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    mine, reference = (m.AveragedModel(model, **keywords(m, function)) for m in (ours, theirs))
+    run((mine, reference), model, updates)
+    assert_same(tensors(mine), tensors(reference), allowed(function, torch.float32, updates))
+    assert int(mine.n_averaged) == updates
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_of_every_type_are_torchs(dtype, function):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, dtype=dtype), nn.Linear(40, 40, dtype=dtype))
+    mine, reference = (m.AveragedModel(model, **keywords(m, function)) for m in (ours, theirs))
+    run((mine, reference), model, 12)
+    assert_same(tensors(mine), tensors(reference), allowed(function, dtype, 12))
+
+
+def test_the_mean_of_float64_is_nearer_to_the_truth_than_torchs():
+    model = nn.Linear(30, 30, dtype=torch.float64)
+    mine, reference = (m.AveragedModel(model, multi_avg_fn=m.get_swa_multi_avg_fn()) for m in (ours, theirs))
+    seen = []
+    for seed in range(9):
+        run((mine, reference), model, 1, first=seed)
+        seen.append(model.weight.detach().clone())
+    truth = torch.stack(seen).mean(0)
+    assert (mine.module.weight - truth).abs().max() < 1e-14
+    assert (reference.module.weight - truth).abs().max() > 1e-9
+
+
+def test_the_default_is_nearer_to_the_truth_than_torchs_in_low_precision():
+    model = nn.Linear(100, 100, dtype=torch.bfloat16)
+    mine, reference = (m.AveragedModel(model) for m in (ours, theirs))
+    seen = []
+    for seed in range(20):
+        run((mine, reference), model, 1, first=seed)
+        seen.append(model.weight.detach().double())
+    truth = torch.stack(seen).mean(0)
+    errors = [(one.module.weight.double() - truth).square().mean() for one in (mine, reference)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("function", ["default", "get_swa_avg_fn", "get_ema_avg_fn", "get_ema_multi_avg_fn"])
+@pytest.mark.parametrize("name", ["convolution", "custom", "lazy"])
+def test_buffers_are_averaged_as_by_torch_and_whole_numbers_copied(name, function):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    if name == "custom":
+        # torch's own default fails on flags.
+        del model.flags
+    mine, reference = (
+        m.AveragedModel(model, use_buffers=True, **keywords(m, function)) for m in (ours, theirs)
+    )
+    run((mine, reference), model, 9)
+    found, expected = tensors(mine.module), tensors(reference.module)
+    whole = {name for name, tensor in found.items() if not tensor.is_floating_point()}
+    assert whole
+    for one in whole:
+        assert torch.equal(found.pop(one), tensors(model)[one])
+        del expected[one]
+    assert_same(found, expected, allowed(function, torch.float32, 9))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_whole_numbers_and_flags_are_copied_with_every_function(function):
+    model = Custom()
+    averaged = ours.AveragedModel(model, use_buffers=True, **keywords(ours, function))
+    run([averaged], model, 4)
+    for name in ("count", "flags", "bytes"):
+        assert torch.equal(getattr(averaged.module, name), getattr(model, name))
+    assert not torch.equal(averaged.module.moving, model.moving)
+    assert not torch.equal(averaged.module.passing, model.passing)
+
+
+def test_without_use_buffers_all_buffers_are_copied():
+    model = Custom()
+    averaged = ours.AveragedModel(model)
+    run([averaged], model, 3)
+    assert_same(dict(averaged.module.named_buffers()), dict(model.named_buffers()))
+
+
+def test_use_buffers_may_be_changed_later():
+    model = Custom()
+    averaged = ours.AveragedModel(model)
+    run([averaged], model, 1)
+    averaged.use_buffers = True
+    run([averaged], model, 1, first=1)
+    assert not torch.equal(averaged.module.moving, model.moving)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_own_functions_of_torch_work_too(function):
+    model = MODELS["plain"]()
+    name = function if function != "default" else "get_swa_multi_avg_fn"
+    mine, reference = (m.AveragedModel(model, **keywords(theirs, name)) for m in (ours, theirs))
+    run((mine, reference), model, 5)
+    assert_same(tensors(mine), tensors(reference))
+
+
+def test_our_functions_work_in_torchs_class():
+    model = MODELS["plain"]()
+    for name in FUNCTIONS[1:]:
+        mine = theirs.AveragedModel(model, **keywords(ours, name))
+        reference = theirs.AveragedModel(model, **keywords(theirs, name))
+        run((mine, reference), model, 5)
+        assert_same(tensors(mine), tensors(reference))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(("before", "after"), [(ours, theirs), (theirs, ours)])
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_states_load_both_ways(function, before, after, use_buffers):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model.register_buffer("moving", torch.randn(3))
+    options = {"use_buffers": use_buffers}
+    through = after.AveragedModel(model, **options, **keywords(after, function))
+    first = before.AveragedModel(model, **options, **keywords(before, function))
+    run([first, through], model, 4)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = after.AveragedModel(model, **options, **keywords(after, function))
+    assert not second.load_state_dict(torch.load(file, weights_only=True)).missing_keys
+    run([second, through], model, 4, first=4)
+    assert int(second.n_averaged) == 8
+    assert_same(tensors(second), tensors(through), allowed(function, torch.float32, 8))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_and_pickles_go_on_where_the_original_was(function, copied):
+    model = MODELS["convolution"]()
+    averaged = ours.AveragedModel(model, **keywords(ours, function))
+    run([averaged], model, 3)
+    other = copied(averaged)
+    kept = snapshot(other)
+    run([averaged], model, 2, first=3)
+    assert_same(tensors(other), kept)
+    run([other], model, 0)
+    for averaged_one in (averaged, other):
+        averaged_one.n_averaged.fill_(5)
+    assert other.module is not averaged.module
+    other.load_state_dict(averaged.state_dict())
+    run([averaged, other], model, 2, first=5)
+    assert_same(tensors(other), tensors(averaged))
+
+
+def test_a_pickle_holds_the_average_and_not_the_model():
+    model = nn.Linear(300, 300)
+    averaged = ours.AveragedModel(model, scheme=ours.PowerEma(3.0))
+    plain = len(pickle.dumps(averaged))
+    run([averaged], model, 3)
+    assert len(pickle.dumps(averaged)) < plain + 1000
+    assert pickle.loads(pickle.dumps(averaged)).scheme == ours.PowerEma(3.0)
+
+
+def test_n_averaged_set_by_hand_is_respected():
+    model = MODELS["plain"]()
+    mine, reference = (m.AveragedModel(model, multi_avg_fn=m.get_ema_multi_avg_fn()) for m in (ours, theirs))
+    for averaged in (mine, reference):
+        averaged.n_averaged.fill_(3)
+    run((mine, reference), model, 1)
+    assert_same(tensors(mine), tensors(reference))
+    for averaged in (mine, reference):
+        averaged.n_averaged.zero_()
+    run((mine, reference), model, 1, first=1)
+    assert_same(tensors(mine), tensors(reference))
+    assert torch.equal(mine.module[0].weight, model[0].weight)
+
+
+def as_often_written(counter):
+    """Return another counter, of 0, that only its identity tells from this one."""
+    other = torch.tensor(0)
+    while other._version < counter._version:
+        other.add_(0)
+    return other
+
+
+def test_on_the_cpu_the_count_is_read_whoever_wrote_it():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    run([averaged], model, 3)
+    averaged.n_averaged.data.fill_(0)
+    run([averaged], model, 1, first=3)
+    assert torch.equal(averaged.module.weight, model.weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda averaged: averaged.n_averaged.fill_(0),
+        lambda averaged: setattr(averaged, "n_averaged", torch.tensor(0)),
+        lambda averaged: setattr(averaged, "n_averaged", as_often_written(averaged.n_averaged)),
+        lambda averaged: averaged.load_state_dict(ours.AveragedModel(nn.Linear(2, 2)).state_dict()),
+    ],
+)
+def test_the_count_is_not_fetched_from_a_device_unless_it_was_changed(change, monkeypatch):
+    monkeypatch.setattr(averaged_model, "READ_AT_ONCE", set())  # as if the counter were not on the CPU
+    fetched = []
+    original = torch.Tensor.__int__
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: fetched.append(1) or original(tensor))
+    model = nn.Linear(2, 2)
+    averaged, reference = ours.AveragedModel(model), theirs.AveragedModel(model)
+    run([averaged], model, 4)
+    assert len(fetched) == 1
+    assert int(averaged.n_averaged) == 4
+    model.load_state_dict(reference.module.state_dict())
+    run([reference], model, 4)
+    assert_same(tensors(averaged), tensors(reference), 1e-5)
+    change(averaged)
+    fetched.clear()
+    run([averaged], model, 1, first=5)
+    assert len(fetched) == 1
+    assert torch.equal(averaged.module.weight, model.weight)  # as the first of a new average
+
+
+def test_a_counter_without_a_version_is_read():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    with torch.inference_mode():
+        averaged.n_averaged = torch.tensor(0)
+        averaged.update_parameters(model)
+        averaged.update_parameters(model)
+    assert int(averaged.n_averaged) == 2
+
+
+def test_the_wrapper_is_built_as_torchs():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    model[0].weight.grad = torch.ones(2, 2)
+    averaged = ours.AveragedModel(model)
+    assert averaged.training
+    assert not averaged.module.training
+    assert averaged.module[0].weight.grad is None
+    assert averaged.module[0].weight.requires_grad
+    assert averaged(torch.ones(1, 2)).grad_fn is not None
+    assert torch.equal(averaged(torch.ones(1, 2)), model(torch.ones(1, 2)))
+    assert averaged.module[0].weight is not model[0].weight
+
+
+def test_forward_passes_everything_on():
+    class Adder(nn.Module):
+        def forward(self, a, *, b):
+            return a + b
+
+    assert ours.AveragedModel(Adder())(1, b=2) == 3
+
+
+def test_inner_functions_see_what_torchs_see():
+    seen = []
+
+    def look(average, model, n):
+        flags = (average.requires_grad, model.requires_grad, torch.is_grad_enabled())
+        seen.append((*flags, n.dtype, n.shape, int(n), average.shape))
+        return average + model
+
+    model = nn.Linear(2, 2)
+    results = []
+    for module in (ours, theirs):
+        seen.clear()
+        averaged = module.AveragedModel(model, avg_fn=look)
+        run([averaged], model, 3)
+        results.append(seen[:])
+    assert results[0] == results[1]
+    assert len(seen) == 4
+
+
+def test_lists_given_to_functions_are_of_one_type():
+    groups = []
+
+    def look(averages, models, n):
+        groups.append(({one.dtype for one in averages}, {one.dtype for one in models}, int(n), len(averages)))
+        assert n.dtype is torch.int64
+        assert not any(one.requires_grad for one in averages + models)
+        for average, model in zip(averages, models, strict=True):
+            average.copy_(model)
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64), nn.Linear(2, 2))
+    averaged = ours.AveragedModel(model, multi_avg_fn=look)
+    run([averaged], model, 2)
+    assert sorted(groups, key=str) == [
+        ({torch.float32}, {torch.float32}, 1, 4),
+        ({torch.float64}, {torch.float64}, 1, 2),
+    ]
+    assert torch.equal(averaged.module[1].weight, model[1].weight)
+
+
+def test_a_model_without_tensors_is_only_counted():
+    averaged = ours.AveragedModel(nn.ReLU())
+    run([averaged], nn.ReLU(), 3)
+    assert int(averaged.n_averaged) == 3
+
+
+def test_at_most_one_rule_is_taken():
+    model = nn.Linear(2, 2)
+    function, many = ours.get_ema_avg_fn(), ours.get_ema_multi_avg_fn()
+    for options in (
+        {"avg_fn": function, "multi_avg_fn": many},
+        {"avg_fn": function, "scheme": ours.Swa()},
+        {"multi_avg_fn": many, "scheme": ours.Swa()},
+    ):
+        with pytest.raises(AssertionError, match="Only one of avg_fn"):
+            ours.AveragedModel(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        ({"update_every": 0}, ValueError, "update_every"),
+        ({"update_every": 1.5}, ValueError, "update_every"),
+        ({"dtype": torch.int64}, ValueError, "dtype"),
+        ({"device": ours.get_ema_multi_avg_fn()}, TypeError, "multi_avg_fn="),
+        ({"scheme": "swa"}, TypeError, "online form"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, error, what):
+    with pytest.raises(error, match=what) as caught:
+        ours.AveragedModel(nn.Linear(2, 2), **options)
+    assert isinstance(caught.value, SwatoolError)
+
+
+def test_a_counter_on_the_meta_device_is_refused():
+    with torch.device("meta"):
+        averaged = ours.AveragedModel(nn.Linear(2, 2))
+    with pytest.raises(ours.ArgumentError, match="meta"):
+        averaged._count()
+    with pytest.raises(ours.PairingError, match="meta"):
+        averaged.update_parameters(nn.Linear(2, 2))
+
+
+# Schemes, and how often they are applied
+
+
+@pytest.mark.parametrize("name", ours.ONLINE_SCHEMES)
+def test_a_scheme_gives_the_weights(name):
+    arguments = {"ema": (0.8,), "power-ema": (2.0,), "restarted-mean": (3,)}.get(name, ())
+    scheme = ours.ONLINE_SCHEMES[name](*arguments)
+    model = nn.Linear(3, 3, dtype=torch.float64)
+    averaged = ours.AveragedModel(model, scheme=scheme)
+    seen = []
+    for seed in range(8):
+        run([averaged], model, 1, first=seed)
+        seen.append(model.weight.detach().clone())
+    coefficients = scheme.coefficients([None] * 8)
+    expected = sum(c * one for c, one in zip(coefficients, seen, strict=True))
+    torch.testing.assert_close(averaged.module.weight.detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_every_nth_call_counts_from_the_first_on():
+    model = nn.Linear(2, 2)
+    averaged, expected = ours.AveragedModel(model, update_every=3), ours.AveragedModel(model)
+    for call in range(8):
+        train(model, call)
+        averaged.update_parameters(model)
+        if call in (0, 3, 6):
+            expected.update_parameters(model)
+        assert_same(tensors(averaged), tensors(expected))
+    assert int(averaged.n_averaged) == 3
+
+
+def test_a_failed_call_is_not_counted_as_one():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model, update_every=2)
+    with pytest.raises(ours.PairingError):
+        averaged.update_parameters(nn.Linear(3, 2))
+    averaged.update_parameters(model)
+    assert int(averaged.n_averaged) == 1
+
+
+# Types and devices of the average
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS, "scheme"])
+def test_an_average_in_float32_of_a_model_in_bfloat16(function):
+    torch.manual_seed(0)
+    options = {"scheme": ours.Ema(0.999)} if function == "scheme" else keywords(ours, function)
+    model = nn.Sequential(nn.Linear(7, 5), nn.Conv2d(2, 4, 3), nn.BatchNorm1d(3)).bfloat16()
+    averaged = ours.AveragedModel(model, dtype=torch.float32, **options)
+    wide = copy.deepcopy(model).float()
+    reference = ours.AveragedModel(wide, **options)
+    for seed in range(6):
+        train(model, seed)
+        wide.load_state_dict(model.state_dict())
+        averaged.update_parameters(model)
+        reference.update_parameters(wide)
+    assert next(model.parameters()).dtype is torch.bfloat16
+    assert_same(tensors(averaged), tensors(reference))
+
+
+def test_a_bfloat16_ema_moves_only_in_float32():
+    model = nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    nn.init.ones_(model.weight)
+    functions = {"multi_avg_fn": ours.get_ema_multi_avg_fn(0.999)}
+    narrow, wide = (
+        ours.AveragedModel(model, **functions),
+        ours.AveragedModel(model, dtype=torch.float32, **functions),
+    )
+    for averaged in (narrow, wide):
+        averaged.update_parameters(model)
+    nn.init.constant_(model.weight, 2)
+    for _ in range(1000):
+        for averaged in (narrow, wide):
+            averaged.update_parameters(model)
+    assert narrow.module.weight.flatten().tolist() == [1] * 4
+    assert wide.module.weight.flatten().tolist() == pytest.approx([2 - 0.999**1000] * 4, rel=1e-5)
+
+
+def test_dtype_converts_floating_tensors_and_keeps_ties():
+    model = Tied().half()
+    model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    model.register_buffer("moving", torch.ones(2, dtype=torch.float16))
+    model.body.register_buffer("same", model.moving)
+    model.register_buffer("count", torch.tensor(1))
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    module = averaged.module
+    assert module.head.weight is module.embedding.weight
+    assert module.body.same is module.moving
+    kinds = {name: tensor.dtype for name, tensor in tensors(module).items()}
+    assert kinds.pop("phase") is torch.complex64
+    assert kinds.pop("count") is torch.int64
+    assert set(kinds.values()) == {torch.float32}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float16, torch.complex64}
+    run([averaged], model, 3)
+
+
+def test_a_model_cast_in_training_is_followed():
+    model = nn.Linear(3, 3)
+    averaged, reference = (ours.AveragedModel(model, scheme=ours.Ema(0.5)) for _ in range(2))
+    run([averaged, reference], model, 2)
+    model.bfloat16()  # the same parameters, with other data
+    wide = copy.deepcopy(model).float()
+    averaged.update_parameters(model)
+    reference.update_parameters(wide)
+    assert_same(tensors(averaged), tensors(reference))
+
+
+def test_types_without_arithmetic_are_refused_before_anything_is_changed():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = nn.Parameter(torch.zeros(2, 2).to(torch.float8_e4m3fn), requires_grad=False)
+    for options in ({}, {"scheme": ours.Ema(0.5)}, {"avg_fn": ours.get_ema_avg_fn()}):
+        averaged = ours.AveragedModel(model, **options)
+        averaged.n_averaged.fill_(1)
+        kept = snapshot(averaged)
+        nn.init.ones_(model[0].weight)
+        with pytest.raises(ours.PairingError, match=r"float8_e4m3fn on cpu cannot be averaged"):
+            averaged.update_parameters(model)
+        assert_same(tensors(averaged), kept)
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    averaged.update_parameters(model)
+    averaged.update_parameters(model)
+
+
+def test_device_is_where_average_and_counter_are():
+    averaged = ours.AveragedModel(nn.Linear(2, 2), device="meta")
+    assert averaged.module.weight.device.type == averaged.n_averaged.device.type == "meta"
+    averaged = ours.AveragedModel(nn.Linear(2, 2), torch.device("cpu"))
+    assert averaged.n_averaged.device.type == "cpu"
+
+
+class Uncopyable(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("cannot be copied")
+
+
+def test_modules_that_cannot_be_copied_can_be_given():
+    model, own = Uncopyable(2, 2), Uncopyable(2, 2)
+    with pytest.raises(RuntimeError, match="cannot be copied"):
+        ours.AveragedModel(model)
+    averaged = ours.AveragedModel(own, deepcopy=False)
+    assert averaged.module is own
+    run([averaged], model, 2)
+    assert not torch.equal(own.weight, model.weight)
+
+
+def test_the_trained_model_itself_is_no_average():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model, deepcopy=False)
+    with pytest.raises(ours.PairingError, match="same tensor in both"):
+        averaged.update_parameters(model)
+
+
+# Swapping, saving, letting go
+
+
+def allocated(function):
+    """Return how many bytes are allocated in a call, all together."""
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
+        function()
+    return sum(
+        max(0, event.self_device_memory_usage or event.self_cpu_memory_usage) for event in profile.events()
+    )
+
+
+@pytest.mark.parametrize("function", ["default", "get_swa_multi_avg_fn", "get_ema_multi_avg_fn", "scheme"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_takes_no_memory_of_the_size_of_the_model(function, dtype):
+    options = {"scheme": ours.WarmupEma()} if function == "scheme" else keywords(ours, function)
+    model = nn.Sequential(*(nn.Linear(512, 1024, bias=False, dtype=dtype) for _ in range(8)))
+    averaged = ours.AveragedModel(model, dtype=torch.float32, **options)
+    averaged.update_parameters(model)
+    reference = theirs.AveragedModel(model.float() if dtype is torch.float32 else copy.deepcopy(model))
+    reference.update_parameters(model)
+    assert allocated(lambda: reference.update_parameters(model)) > 8 * 512 * 1024 * dtype.itemsize
+    assert (
+        allocated(lambda: averaged.update_parameters(model)) < 10_000
+    )  # its buffer, if any, is there already
+
+
+@pytest.mark.parametrize("name", [*MODELS])
+def test_swapping_puts_the_average_in_and_the_model_back(name):
+    model = MODELS[name]()
+    averaged = ours.AveragedModel(model, use_buffers=True)
+    run([averaged], model, 3)
+    kept, average = snapshot(model), snapshot(averaged.module)
+    pointers = [one.data_ptr() for one in model.parameters()]
+    with averaged.swapped_into(model) as nothing:
+        assert nothing is None
+        assert_same(tensors(model), average)
+        train(model, 5)
+    assert_same(tensors(model), kept)
+    assert_same(tensors(averaged.module), average)
+    assert [one.data_ptr() for one in model.parameters()] == pointers
+
+
+def test_swapping_is_undone_bit_by_bit_after_an_exception():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    with torch.no_grad():
+        model.weight.view(torch.int32).copy_(
+            torch.tensor([[0x7FC12345, -1], [-(2**31), 1]])
+        )  # NaNs, -0, denormal
+    bits = model.weight.detach().view(torch.int32).clone()
+    with pytest.raises(KeyboardInterrupt), averaged.swapped_into(model):
+        raise KeyboardInterrupt
+    assert torch.equal(model.weight.detach().view(torch.int32), bits)
+    with averaged.swapped_into(model):
+        pass
+
+
+def test_swapping_that_fails_halfway_is_undone(monkeypatch):
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    train(model, 0)
+    kept = snapshot(model)
+    original = averaged_model.copy_together
+    calls = []
+
+    def fail_once(targets, sources):
+        original(targets, sources)
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(averaged_model, "copy_together", fail_once)
+    with pytest.raises(KeyboardInterrupt), averaged.swapped_into(model):
+        pytest.fail("is not reached")
+    assert_same(tensors(model), kept)
+    with averaged.swapped_into(model):
+        pass
+
+
+def test_inside_a_swap_nothing_is_averaged_and_nothing_swapped():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    with averaged.swapped_into(model):
+        with pytest.raises(ours.ArgumentError, match="average the average"):
+            averaged.update_parameters(model)
+        with pytest.raises(ours.ArgumentError, match="already"), averaged.swapped_into(nn.Linear(2, 2)):
+            pass
+    averaged.update_parameters(model)
+    with pytest.raises(ours.PairingError), averaged.swapped_into(nn.Linear(2, 3)):
+        pass
+    averaged.update_parameters(model)
+
+
+def test_a_copy_made_inside_a_swap_is_in_no_model():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model)
+    with averaged.swapped_into(model):
+        other = copy.deepcopy(averaged)
+    run([other], model, 2)
+    assert int(other.n_averaged) == 2
+
+
+def test_swapping_into_a_narrower_model_rounds():
+    model = nn.Linear(2, 2).bfloat16()
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    run([averaged], model, 3)
+    with averaged.swapped_into(model):
+        assert torch.equal(model.weight, averaged.module.weight.bfloat16())
+
+
+def test_the_averaged_state_has_clean_names():
+    plain = MODELS["convolution"]()
+    averaged = ours.AveragedModel(nn.DataParallel(torch.compile(plain, backend="eager")))
+    assert next(iter(averaged.module.state_dict())).startswith("module._orig_mod.")
+    state = averaged.averaged_state_dict()
+    assert type(state) is dict
+    assert list(state) == list(plain.state_dict())
+    assert state["0.weight"].data_ptr() == next(averaged.module.parameters()).data_ptr()
+    assert not state["0.weight"].requires_grad
+    plain.load_state_dict(state)
+
+
+def test_wrapped_models_are_averaged_into_plain_ones_and_the_other_way_round():
+    plain = MODELS["convolution"]()
+    wrapped = nn.DataParallel(torch.compile(plain, backend="eager"))
+    for averaged, model in (
+        (ours.AveragedModel(plain), wrapped),
+        (ours.AveragedModel(wrapped), plain),
+        (ours.AveragedModel(nn.DataParallel(plain)), torch.compile(plain, backend="eager")),
+    ):
+        reference = ours.AveragedModel(plain)
+        reference.update_parameters(plain)
+        averaged.update_parameters(model)
+        run([], plain, 1)
+        reference.update_parameters(plain)
+        averaged.update_parameters(model)
+        found, expected = averaged.averaged_state_dict(), reference.averaged_state_dict()
+        assert_same(found, expected)
+
+
+def test_a_model_that_nobody_needs_is_let_go():
+    model = MODELS["convolution"]()
+    averaged = ours.AveragedModel(model)
+    run([averaged], model, 2)
+    gone = [weakref.ref(model), weakref.ref(model[0].weight), weakref.ref(model[1])]
+    del model
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
+    run([averaged], MODELS["convolution"](), 1)
+    assert int(averaged.n_averaged) == 3
+
+
+def test_several_models_in_turn_are_all_averaged():
+    models = [nn.Linear(2, 2) for _ in range(3)]
+    averaged = ours.AveragedModel(models[0])
+    for model in models:
+        averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.weight, torch.stack([one.weight for one in models]).mean(0))
