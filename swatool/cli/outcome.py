@@ -116,7 +116,7 @@ def _signals_raised() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        for one in SIGNALS:
+        for one in caught:
             signal.signal(one, signal.SIG_DFL)
         # What is torn down on the way out may complain of it, and nobody is helped by that.
         sys.unraisablehook = lambda _: None

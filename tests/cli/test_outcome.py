@@ -92,6 +92,25 @@ def test_nothing_is_told_of_success(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.fixture
+def as_from_a_shell():
+    """Signals as a shell leaves them; nohup and CI systems may have some ignored."""
+    before = [(one, signal.signal(one, signal.SIG_DFL)) for one in SIGNALS]
+    yield
+    for one, handler in before:
+        signal.signal(one, handler)
+
+
+@pytest.mark.usefixtures("as_from_a_shell")
+@pytest.mark.parametrize("ignored", SIGNALS)
+def test_an_ignored_signal_stays_ignored(ignored):
+    signal.signal(ignored, signal.SIG_IGN)
+    other = next(one for one in SIGNALS if one != ignored)
+    assert ended(lambda **_: os.kill(os.getpid(), other)) == 128 + other
+    assert signal.getsignal(ignored) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("as_from_a_shell")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_end_a_command(capsys, number):
     before = [signal.getsignal(one) for one in SIGNALS]
