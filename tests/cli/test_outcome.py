@@ -140,6 +140,8 @@ STOPPED_WHILE_WRITING = """
     blocks.SMALLEST_BLOCK = 1
     whole, number, count, told = PendingFile.write, int(sys.argv.pop(1)), 0, threading.Event()
     stopped = outcome.Stopped.__init__
+    if signal.getsignal(number) is signal.SIG_IGN:  # inherited, as from nohup
+        signal.signal(number, signal.SIG_DFL)
 
     def tell(self, number):
         stopped(self, number)
