@@ -139,6 +139,11 @@ def trace(layers: Sequence[Layer], batch: object, forward: Callable[[], object])
 class _Tags(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Passes the tags of what is read on to what is written, operation by operation."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing is compiled here; else a second is spent on importing the compiler."""
+        return False
+
     def __init__(self, layers: Sequence[Layer], batch: object) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dynamic = False

@@ -1,4 +1,6 @@
 import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -278,3 +280,14 @@ def test_convolutional_and_recurrent_models():
         plan = make_plan(trace(find_layers(model).found, x, lambda: model(x)))
     assert plan.levels == {0: 1, 1: 2}
     assert not plan.dynamic
+
+
+def test_tracing_does_not_import_the_compiler():
+    code = (
+        "import sys, torch, swatool\n"
+        "from torch import nn\n"
+        "model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))\n"
+        "swatool.recalibrate_bn(model, [torch.rand(8, 3)], mode='exact')\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
