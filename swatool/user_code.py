@@ -54,10 +54,13 @@ def load_attribute(spec: str, option: str) -> object:
 def describe_failure(error: BaseException) -> str:
     """Return what was raised in user code, as one line: its type and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
-    # A data loader's worker hands on a whole traceback, which ends with what was raised.
-    first = lines[-1] if "in DataLoader worker process" in lines[0] else lines[0]
-    shown = "".join(character if character.isprintable() else "?" for character in first)[:SHOWN_LINE]
-    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+    if "in DataLoader worker process" in lines[0]:
+        return _shown(lines[-1])  # a worker hands on a whole traceback, which ends with what was raised
+    return f"{type(error).__name__}: {_shown(lines[0])}" if lines[0] else type(error).__name__
+
+
+def _shown(line: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in line)[:SHOWN_LINE]
 
 
 def _dotted(text: str) -> bool:

@@ -121,3 +121,11 @@ def test_the_form_alone_tells_whether_code_is_named():
 def test_a_failure_is_one_bounded_line():
     assert describe_failure(ValueError("x" * 1000)) == "ValueError: " + "x" * 300
     assert describe_failure(KeyError()) == "KeyError"
+
+
+def test_what_failed_in_a_worker_of_a_data_loader_is_told_by_its_own_message():
+    handed_on = ValueError(
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "mine.py", line 3\nValueError: cannot decode file_300.jpg\n'
+    )
+    assert describe_failure(handed_on) == "ValueError: cannot decode file_300.jpg"

@@ -7,7 +7,6 @@ it, and the checkpoint is copied to the output with the new statistics in their 
 from __future__ import annotations
 
 import glob
-import math
 import os
 import random
 import time
@@ -21,12 +20,15 @@ from swatool.checkpoints.opening import open_checkpoint
 from swatool.data.options import Data, DataOptions
 from swatool.errors import MismatchError, printable
 from swatool.jobs.evaluation import evaluate, load_function
-from swatool.jobs.recalibrate_output import new_statistics, own_metadata, write_recalibrated
+from swatool.jobs.recalibrate_output import new_statistics, write_recalibrated
 from swatool.jobs.recalibrate_report import (
     DataReport,
     InputReport,
     RecalibrationReport,
     RecalibrationSeconds,
+    data_warnings,
+    frozen_warnings,
+    verdict,
 )
 from swatool.jobs.recalibrate_settings import RecalibrateSettings, default_output
 from swatool.output.publish import check_target
@@ -272,9 +274,9 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
         peak_rss_bytes=peak_rss_bytes(),
         warnings=(
             *found.warnings,
-            *_frozen_warnings(job, found),
-            *_data_warnings(job.data),
-            *_verdict(before, after, settings),
+            *frozen_warnings(job.checkpoint, report.layers),
+            *data_warnings(job.data),
+            *verdict(before, after, higher_is_better=settings.higher_is_better),
         ),
     )
 
@@ -324,33 +326,3 @@ def _write(
         overwrite=job.settings.overwrite,
         threads=job.settings.workers(),
     )
-
-
-def _frozen_warnings(job: _Job, found: BatchNormReport) -> Iterator[str]:
-    known = own_metadata(job.checkpoint).get("frozen_statistics")
-    frozen = [layer.name for layer in found.layers if isinstance(known, list) and layer.name in known]
-    if frozen:
-        yield (
-            f"{len(frozen)} layers had the same statistics in all averaged checkpoints, as frozen ones do, "
-            f"such as {printable(frozen[0])}: --skip them if those should stay"
-        )
-
-
-def _data_warnings(data: Data) -> Iterator[str]:
-    yield from data.notes
-    if data.bad:
-        name, why = next(iter(data.bad.items()))
-        yield f"{len(data.bad)} unreadable samples were left out, such as {printable(name)}: {why}"
-
-
-def _verdict(
-    before: Mapping[str, float] | None, after: Mapping[str, float] | None, settings: RecalibrateSettings
-) -> Iterator[str]:
-    """Say so if what was asked for got worse: recalibration usually helps, and now and then does not."""
-    if before is None or after is None or settings.higher_is_better is None:
-        return
-    name, old = next(iter(before.items()))
-    new = after.get(name, math.nan)
-    better_or_equal = new >= old if settings.higher_is_better else new <= old
-    if not better_or_equal and not math.isnan(old):
-        yield f"recalibration made {printable(name)} worse: {old:.6g} before, {new:.6g} after"

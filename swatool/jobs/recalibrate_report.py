@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from swatool.checkpoints.opening import Checkpoint
+from swatool.data.options import Data
+from swatool.errors import printable
+from swatool.jobs.recalibrate_output import own_metadata
 from swatool.report import SCHEMA, OutputReport
 
 if TYPE_CHECKING:
     from swatool.batchnorm.report import BatchNormReport
 
-__all__ = ["DataReport", "InputReport", "RecalibrationReport", "RecalibrationSeconds"]
+__all__ = [
+    "DataReport",
+    "InputReport",
+    "RecalibrationReport",
+    "RecalibrationSeconds",
+    "data_warnings",
+    "frozen_warnings",
+    "verdict",
+]
 
 
 @dataclass(frozen=True)
@@ -113,3 +125,35 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def frozen_warnings(checkpoint: Checkpoint, layers: Sequence[str]) -> Iterator[str]:
+    """Point out layers that training seems to have left frozen, as `average` noted in the checkpoint."""
+    known = own_metadata(checkpoint).get("frozen_statistics")
+    frozen = [name for name in layers if isinstance(known, list) and name in known]
+    if frozen:
+        yield (
+            f"{len(frozen)} layers had the same statistics in all averaged checkpoints, as frozen ones do, "
+            f"such as {printable(frozen[0])}: --skip them if those should stay"
+        )
+
+
+def data_warnings(data: Data) -> Iterator[str]:
+    """Yield what deserves attention about the data."""
+    yield from data.notes
+    if data.bad:
+        name, why = next(iter(data.bad.items()))
+        yield f"{len(data.bad)} unreadable samples were left out, such as {printable(name)}: {why}"
+
+
+def verdict(
+    before: Mapping[str, float] | None, after: Mapping[str, float] | None, *, higher_is_better: bool | None
+) -> Iterator[str]:
+    """Say so if the first number got worse: recalibration usually helps, and now and then does not."""
+    if before is None or after is None or higher_is_better is None:
+        return
+    name, old = next(iter(before.items()))
+    new = after.get(name, math.nan)
+    better_or_equal = new >= old if higher_is_better else new <= old
+    if not better_or_equal and not math.isnan(old):
+        yield f"recalibration made {printable(name)} worse: {old:.6g} before, {new:.6g} after"

@@ -174,3 +174,14 @@ def test_a_model_is_called_as_the_batch_asks():
 def test_a_batch_is_described_by_its_input():
     assert describe((torch.zeros(2, 3), 1)) == "shape (2, 3) and dtype float32"
     assert describe([]) == "no tensor"
+
+
+def test_unknown_values_are_never_taken_for_alike():
+    class Steps:
+        pass
+
+    steps = Steps()
+    assert signature({"x": torch.ones(2), "n": steps}) != signature({"x": torch.ones(2), "n": steps})
+    assert signature({"x": torch.ones(2), "n": 3}) == signature({"x": torch.zeros(2), "n": 3})
+    assert signature({"x": torch.ones(2), "n": 3}) != signature({"x": torch.ones(2), "n": 4})
+    assert signature((torch.ones(2), None)) == signature((torch.ones(2), None))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from swatool.batchnorm.ranks import SINGLE, ElsewhereError, Ranks, ranks_from_environment
-from swatool.errors import DataError
+from swatool.errors import DataError, UsageError
 
 # What every process has: a model that is not trivial, data that are sorted, and the public call.
 COMMON = """
@@ -226,3 +226,9 @@ def test_long_messages_are_cut(monkeypatch):
     with pytest.raises(ValueError, match="x"):
         Ranks(0, 2).agree(error=ValueError("x"))
     assert letters[0].shape == letters[1].shape
+
+
+def test_an_environment_that_makes_no_sense(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(UsageError, match="WORLD_SIZE"), ranks_from_environment():
+        pass

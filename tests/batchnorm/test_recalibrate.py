@@ -620,3 +620,8 @@ def test_buffers_that_lie_in_one_memory_are_kept():
 
 def test_the_watch_protocol_is_small():
     assert {name for name in vars(passes.Watch) if not name.startswith("_")} == {"begin", "end", "settled"}
+
+
+def test_one_text_is_no_sequence_of_patterns():
+    with pytest.raises(UsageError, match="skip must be a sequence"):
+        recalibrate_bn(nn.BatchNorm1d(2), [torch.rand(4, 2)], skip="*1")
