@@ -113,6 +113,8 @@ def _signals_raised() -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         if os.getpid() != process:  # a data loader's worker, forked, which should just end
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt  # torch's workers know it, and end in peace
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
