@@ -14,6 +14,7 @@ __all__ = [
     "DTYPES",
     "DType",
     "Extent",
+    "Folder",
     "Source",
     "StoredTensor",
     "c_strides",
@@ -89,6 +90,21 @@ class Source(Protocol):
 
     def read_into(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Fill the buffers one after the other from `offset`; CheckpointError if they cannot be filled."""
+
+
+class Folder(Protocol):
+    """A place that holds a checkpoint's files by name; local today, a remote one fits the same members."""
+
+    @property
+    def path(self) -> str:
+        """How the user named it, for messages."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What lies in it, sorted."""
+
+    def open(self, name: str) -> Source:
+        """Open a file in it; CheckpointError if it is not there or the name leads out of the folder."""
 
 
 class Extent(NamedTuple):

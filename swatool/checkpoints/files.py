@@ -1,11 +1,13 @@
-"""A local file as a source: opened once, checked to be a regular file, read by position, never mapped.
+"""Local files as sources: opened once, checked to be regular files, read by position, never mapped.
 
-Mapping would be slower (page faults) and would kill the process with SIGBUS if the file shrank.
+Mapping would be slower (page faults) and would kill the process with SIGBUS if a file shrank.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,9 +15,10 @@ from typing import NamedTuple
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Buffer
 
-__all__ = ["LocalFile"]
+__all__ = ["LocalFile", "LocalFiles", "LocalFolder"]
 
 MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
+SPARE_DESCRIPTORS = 64  # what the rest of the process may still open
 
 
 class Identity(NamedTuple):
@@ -34,10 +37,8 @@ class LocalFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the file without waiting; CheckpointError if it is missing or not a regular file."""
         self.path = os.fspath(path)
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(self.path, flags)
+            self._descriptor = _open(self.path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"cannot open {printable(self.path)}: {reason}") from error
@@ -115,6 +116,102 @@ class LocalFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class LocalFiles:
+    """The files of one checkpoint: opened one by one, checked and closed together."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, LocalFile] = {}
+
+    def open(self, path: str | os.PathLike[str]) -> LocalFile:
+        """Return the file under this path, which is opened if it is not open yet."""
+        key = os.fspath(path)
+        if key not in self._files:
+            self._files[key] = LocalFile(key)
+        return self._files[key]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self._files.values())
+
+    @property
+    def keys(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of each file."""
+        return frozenset(file.key for file in self._files.values())
+
+    @property
+    def mtime_ns(self) -> int:
+        """Time of the last modification of any of them, in nanoseconds."""
+        return max((file.mtime_ns for file in self._files.values()), default=0)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written to or truncated since it was opened."""
+        for file in self._files.values():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        """Close all files; more than once is harmless."""
+        for file in self._files.values():
+            file.close()
+
+
+class LocalFolder:
+    """A folder of a checkpoint's files; a Folder.
+
+    Attributes:
+        path: how the user named it.
+        names: what lies in it, sorted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], files: LocalFiles) -> None:
+        """List the folder, whose files will be opened among `files`; CheckpointError if it cannot be."""
+        self.path = os.fspath(path)
+        self._files = files
+        try:
+            self.names = tuple(sorted(os.listdir(self.path)))
+        except OSError as error:
+            raise CheckpointError(f"cannot list {printable(self.path)}: {error.strerror}") from error
+
+    def open(self, name: str) -> LocalFile:
+        """Open a file that lies in the folder itself, or is linked there.
+
+        The check is of the name alone: a link may lead anywhere, as in the cache of the Hugging Face hub.
+        """
+        if name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
+            raise CheckpointError(
+                f"{printable(self.path)} names a file outside itself, {printable(name)}: refused"
+            )
+        return self._files.open(os.path.join(self.path, name))
+
+
+def _open(path: str) -> int:
+    """Open a file for reading, and keep room for the files of others under the process's own limit."""
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_limit():
+            raise
+        descriptor = os.open(path, flags)
+    # The system gives the lowest number that is free.
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and descriptor + SPARE_DESCRIPTORS > soft:
+        _raise_limit()
+    return descriptor
+
+
+def _raise_limit() -> bool:
+    """Let the process have more open files, as far as it may; False if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * soft + SPARE_DESCRIPTORS
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or allowed <= soft:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return True
 
 
 def _identity(status: os.stat_result) -> Identity:

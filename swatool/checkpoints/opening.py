@@ -1,4 +1,4 @@
-"""Opening a checkpoint: its format is recognised by its bytes, whatever its name says."""
+"""Opening a checkpoint: a file or a folder becomes the tensors of one state dict, and where they lie."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
-from swatool.checkpoints.files import LocalFile
-from swatool.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
+from swatool.checkpoints.file_formats import read_file
+from swatool.checkpoints.files import LocalFiles, LocalFolder
+from swatool.checkpoints.folder_formats import read_folder
 from swatool.checkpoints.state_dicts import StateDict, find_state_dict, without_prefixes
-from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError, UsageError, printable
 from swatool.tensors import StoredTensor
 
 __all__ = ["Checkpoint", "Reading", "open_checkpoint"]
 
-BEGINNING = 512
-LEGACY_MAGIC = (
-    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER, pickled by any protocol
-)
-LEGACY_BEGINNING = 32
-TAR_MAGIC = slice(257, 262)
 MAX_SCALARS = 100
 NUMBERS = {"int64": "<q", "int32": "<i", "float64": "<d", "float32": "<f"}
-ZIP_MAGIC = b"PK\x03\x04"
-# What people hand over by mistake, by its first bytes.
-OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (b"<!DOCTYPE", "a web page: the download went wrong"),
-    (b"<!doctype", "a web page: the download went wrong"),
-    (b"<?xml", "a web page: the download went wrong"),
-    (b"<!--", "a web page: the download went wrong"),
-    (b"<html", "a web page: the download went wrong"),
-    (b"<HTML", "a web page: the download went wrong"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"GGUF", "a GGUF file: give the checkpoint that it was made from"),
-    (b"\x89HDF", "an HDF5 file: give a torch or safetensors checkpoint"),
-    (b"\x93NUMPY", "a NumPy array: give a torch or safetensors checkpoint"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"\x80", "a plain pickle: save a state dict with torch.save"),
-    (b"{", "a JSON text: give the file that holds the weights"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +49,7 @@ class Checkpoint:
 
     Attributes:
         path: how the user named it.
-        file: the open file.
+        files: the open files.
         format: the format's name for people.
         key: where in the file the state dict was found; empty for the whole file.
         tensors: what is averaged, by name without prefixes.
@@ -84,7 +60,7 @@ class Checkpoint:
     """
 
     path: str
-    file: LocalFile
+    files: LocalFiles
     format: str
     key: str
     tensors: Mapping[str, StoredTensor]
@@ -94,8 +70,8 @@ class Checkpoint:
     metadata: Mapping[str, str]
 
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the files."""
+        self.files.close()
 
 
 def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None) -> Checkpoint:
@@ -106,13 +82,17 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         MismatchError: a prefix that should be taken off is not on every name.
     """
     reading = reading or Reading()
-    file = LocalFile(path)
+    path = os.fspath(path)
+    files = LocalFiles()
     try:
-        contents = _read_contents(file)
-        state_dict = find_state_dict(contents, file.path, reading.key)
+        if os.path.isdir(path):
+            contents = read_folder(LocalFolder(path, files))
+        else:
+            contents = read_file(files.open(path))
+        state_dict = find_state_dict(contents, path, reading.key)
         names = without_prefixes(
             list(state_dict.leaves),
-            file.path,
+            path,
             automatic=not reading.keep_prefix,
             given=reading.strip_prefix,
         )
@@ -121,11 +101,11 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         }
         scalars = _scalars(contents, state_dict)
     except BaseException:
-        file.close()
+        files.close()
         raise
     return Checkpoint(
-        path=file.path,
-        file=file,
+        path=path,
+        files=files,
         format=contents.format,
         key=state_dict.key,
         tensors=tensors,
@@ -152,30 +132,6 @@ def _scalars(contents: Contents, state_dict: StateDict) -> dict[str, int | float
             data = extent.source.read(extent.offset, extent.nbytes)
             (numbers[name],) = struct.unpack(NUMBERS[leaf.dtype.name], data)
     return numbers
-
-
-def _read_contents(file: LocalFile) -> Contents:
-    beginning = file.read(0, min(BEGINNING, file.size))
-    where = printable(file.path)
-    if not beginning:
-        raise CheckpointError(f"{where} is empty: the checkpoint was not written, or its download failed")
-    if beginning.startswith(ZIP_MAGIC):
-        return read_torch_file(file)
-    if looks_like_safetensors(beginning, file.size):
-        return read_safetensors(file)
-    if beginning[TAR_MAGIC] == b"ustar":
-        raise CheckpointError(f"{where} is a tar archive: unpack it, or save the checkpoint again")
-    if LEGACY_MAGIC in beginning[:LEGACY_BEGINNING]:
-        raise CheckpointError(
-            f"{where} is a torch file in the format before torch 1.6: load it and save it again with "
-            "torch.save"
-        )
-    for magic, what in OTHER_FORMATS:
-        if beginning.lstrip().startswith(magic):
-            raise CheckpointError(f"{where} is {what}")
-    raise CheckpointError(
-        f"{where} is no checkpoint: neither a safetensors file nor a zip file by torch.save"
-    )
 
 
 def _metadata_numbers(metadata: Mapping[str, str]) -> dict[str, int | float]:

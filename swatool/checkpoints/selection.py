@@ -123,7 +123,7 @@ def _sort_key(sort: str, known: bool) -> Callable[[DatedCheckpoint], tuple[objec
     if sort == "given":
         return lambda _: ()
     if sort == "mtime":
-        return lambda dated: (dated.checkpoint.file.mtime_ns, *natural_key(dated.checkpoint.path))
+        return lambda dated: (dated.checkpoint.files.mtime_ns, *natural_key(dated.checkpoint.path))
     if sort == "step" and known:
         return lambda dated: (dated.step, *natural_key(dated.checkpoint.path))
     return lambda dated: natural_key(dated.checkpoint.path)

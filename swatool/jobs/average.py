@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import json
 import os
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_OUTPUT", "AverageSettings", "average"]
 
 DEFAULT_OUTPUT = "averaged.safetensors"
-SPARE_DESCRIPTORS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +138,6 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def _opened(paths: Sequence[str], settings: AverageSettings) -> Iterator[list[Checkpoint]]:
-    _allow_open_files(len(paths))
     opened: list[Checkpoint] = []
     try:
         for path in paths:
@@ -149,19 +146,6 @@ def _opened(paths: Sequence[str], settings: AverageSettings) -> Iterator[list[Ch
     finally:
         for checkpoint in opened:
             checkpoint.close()
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise the process's own limit on open files as far as it may, if these would not fit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        already = len(os.listdir("/dev/fd"))
-    except OSError:
-        already = max(soft, 0)  # not even the list could be opened
-    wanted = already + count + SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def _prepare(
@@ -183,7 +167,7 @@ def _prepare(
     check_target(
         output,
         overwrite=settings.overwrite,
-        inputs={checkpoint.file.key for checkpoint in opened},
+        inputs={key for checkpoint in opened for key in checkpoint.files.keys},
         nbytes=layout.size,
     )
     warnings = (
@@ -204,7 +188,7 @@ def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:
 
 
 def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[frozenset[tuple[int, int]], str] = {}
     for checkpoint, _ in dated:
         path = printable(checkpoint.path)
         if METADATA_KEY in checkpoint.metadata:
@@ -212,12 +196,12 @@ def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
                 f"{path} is itself an average by swatool: leave it out (a pattern such as 'ckpt*' does), or "
                 "pass --allow-duplicates"
             )
-        if checkpoint.file.key in seen:
+        if checkpoint.files.keys in seen:
             raise UsageError(
-                f"{path} and {seen[checkpoint.file.key]} are the same file: give it once, or pass "
+                f"{path} and {seen[checkpoint.files.keys]} are the same file: give it once, or pass "
                 "--allow-duplicates to count it twice"
             )
-        seen[checkpoint.file.key] = path
+        seen[checkpoint.files.keys] = path
 
 
 def _lay_out(
@@ -240,7 +224,7 @@ def _lay_out(
         "sources": [
             {
                 "name": os.path.basename(checkpoint.path),
-                "size": checkpoint.file.size,
+                "size": checkpoint.files.size,
                 "step": step,
                 "coefficient": coefficient,
             }
@@ -265,7 +249,7 @@ def _carry_out(
         pending.write(0, job.layout.header)
         result, device, seconds = _stream(job, settings, pending.write, on_progress)
         for checkpoint, _ in job.dated:
-            checkpoint.file.check_unchanged()
+            checkpoint.files.check_unchanged()
         fsync = pending.publish()
     done = Seconds(report.seconds.plan, seconds, fsync, time.perf_counter() - started)
     return finished_report(job, report, result, device, done)

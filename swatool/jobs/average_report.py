@@ -51,7 +51,7 @@ def planned_report(job: AverageJob, seconds: Seconds) -> Report:
         method=job.scheme.name,
         parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
         checkpoints=tuple(
-            CheckpointReport(checkpoint.path, step, checkpoint.file.size, coefficient, checkpoint.key)
+            CheckpointReport(checkpoint.path, step, checkpoint.files.size, coefficient, checkpoint.key)
             for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
         ),
         output=OutputReport(job.output, job.layout.size),

@@ -95,7 +95,7 @@ def recalibrate_checkpoint(
     with ExitStack() as stack:
         device = stack.enter_context(_torch_set_up(settings))
         opened = stack.enter_context(closing(open_checkpoint(checkpoint, settings)))
-        inputs = {opened.file.key, *_files_named_in(model, data, settings.forward, settings.evaluate)}
+        inputs = {*opened.files.keys, *_files_named_in(model, data, settings.forward, settings.evaluate)}
         nbytes = sum(stored.nbytes for stored in opened.tensors.values())
         check_target(target, overwrite=settings.overwrite, inputs=inputs, nbytes=nbytes)
         from swatool.batchnorm.ranks import ranks_from_environment
@@ -220,7 +220,7 @@ def _planned(job: _Job, model: str, output: str, clock: _Clock) -> Recalibration
         version=__version__,
         command="recalibrate-bn",
         dry_run=True,
-        checkpoint=InputReport(checkpoint.path, checkpoint.file.size, checkpoint.key),
+        checkpoint=InputReport(checkpoint.path, checkpoint.files.size, checkpoint.key),
         output=OutputReport(output, sum(stored.nbytes for stored in checkpoint.tensors.values())),
         model=model,
         data=DataReport(job.data.name, job.data.samples, {}),

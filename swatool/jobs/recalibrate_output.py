@@ -86,7 +86,7 @@ def write_recalibrated(
         stream(plan, layout, pending.write, device=torch.device("cpu"), threads=threads)
         for name, values in statistics.items():
             pending.write(layout.offsets[name], _bytes(values))
-        checkpoint.file.check_unchanged()
+        checkpoint.files.check_unchanged()
         pending.publish()
     return layout.size
 
