@@ -40,7 +40,9 @@ KNOWS = {
 }
 # What works on tensors; all else describes, plans and writes without torch.
 WORKS_ON_TENSORS = ("swatool.batchnorm.", "swatool.data.", "swatool.models.", "swatool.swa_utils")
-IMPORT_TORCH = {f"swatool.averaging.{name}" for name in ("kernels", "reducers", "memory", "stream")}
+IMPORT_TORCH = {
+    f"swatool.averaging.{name}" for name in ("kernels", "reducers", "memory", "reading", "workers", "stream")
+}
 WITHOUT_TORCH = {f"swatool.data.{name}" for name in ("opening", "options", "files", "npy_header", "npz")}
 IMPORT_RICH = {"swatool.cli.render"}
 DEPENDENCIES = {"torch", "typer", "rich", "pyyaml", "safetensors"}

@@ -1,33 +1,30 @@
 """The one loop: worker threads take blocks, read their bytes from every checkpoint, add, finish, write.
 
-Reading and torch's operators both release the interpreter lock, so plain threads scale. Formats, devices and
-schemes are data to this loop, not copies of it.
+Formats, devices and schemes are data to this loop, not copies of it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from swatool.averaging import kernels
-from swatool.averaging.blocks import LARGEST_GAP, Block, Window, block_elements, cut, reads, window
-from swatool.averaging.memory import Memory, Rows, bytes_of
-from swatool.averaging.plan import Action, Input, Plan, Treatment
+from swatool.averaging.blocks import Block, block_elements, cut
+from swatool.averaging.memory import Memory, bytes_of
+from swatool.averaging.plan import Action, Plan, Treatment
+from swatool.averaging.reading import BlockReader
 from swatool.averaging.reducers import CopyReducer, LinearReducer, Reducer, Signal
-from swatool.errors import CheckpointError, MismatchError, SwatoolError, UsageError, printable
+from swatool.averaging.workers import run_blocks
+from swatool.errors import CheckpointError, MismatchError, UsageError, printable
 from swatool.output.layout import Layout
 
 __all__ = ["StreamResult", "Write", "choose_device", "stream"]
 
 Write = Callable[[int, memoryview], None]
 
-TICK = 0.1  # seconds between two reports of progress
 SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
 MOST_REDUCERS = 64  # that a worker keeps
 
@@ -52,7 +49,6 @@ class StreamResult:
 
     def merge(self, other: StreamResult) -> None:
         """Add what another worker did."""
-        self.bytes_read += other.bytes_read
         self.bytes_written += other.bytes_written
         self.differing |= other.differing
         self.nonfinite |= other.nonfinite
@@ -118,17 +114,12 @@ def stream(
     total = sum(tensor.numel for tensor in plan.tensors)
     samples_every = max(1, total // (elements * SIGNAL_SAMPLES))
     job = _Job(plan, write, places, device, elements, samples_every, allow_nonfinite)
-    source = _Shared(enumerate(cut(plan, layout.offsets, elements)))
-    workers = [_Worker(job, source) for _ in range(threads)]
-    torch_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="swatool") as pool:
-            _run(pool, workers, source, progress)
-    finally:
-        torch.set_num_threads(torch_threads)
+    workers = [_Worker(job) for _ in range(threads)]
+    run_blocks(cut(plan, layout.offsets, elements), workers, device, progress)
     result = StreamResult()
     for worker in workers:
         result.merge(worker.result)
+        result.bytes_read += worker.bytes_read
     _refuse_unequal(plan, result.differing)
     return result
 
@@ -143,74 +134,29 @@ def _refuse_unequal(plan: Plan, differing: Mapping[str, int]) -> None:
         raise MismatchError("integer and bool tensors differ, and --integers equal was asked for:", unequal)
 
 
-def _run(
-    pool: ThreadPoolExecutor,
-    workers: Sequence[_Worker],
-    source: _Shared,
-    progress: Callable[[int], None] | None,
-) -> None:
-    try:
-        pending = {pool.submit(worker.run) for worker in workers}
-        while pending:
-            done, pending = wait(pending, timeout=TICK, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            if progress is not None:
-                progress(sum(worker.result.bytes_read for worker in workers))
-    finally:
-        # Whatever ended the loop, Ctrl-C included, no worker begins another block.
-        source.stop()
-
-
-class _Shared:
-    """An iterator that several threads draw from until it is stopped."""
-
-    def __init__(self, items: Iterator[tuple[int, Block]]) -> None:
-        self._items = items
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def next(self) -> tuple[int, Block] | None:
-        with self._lock:
-            return None if self._stopped else next(self._items, None)
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
 class _Worker:
     """One thread's share of the work, with memory of its own that it uses again from block to block."""
 
-    def __init__(self, job: _Job, source: _Shared) -> None:
+    def __init__(self, job: _Job) -> None:
         self.result = StreamResult()
-        self._job, self._source = job, source
-        self._gap = memoryview(bytearray(LARGEST_GAP))
+        self._job = job
         self._memory = Memory(job.device)
         self._host_memory = Memory(torch.device("cpu"))
+        self._reader = BlockReader(job.plan.checkpoints, self._memory)
         self._averages: dict[tuple[Treatment, int], LinearReducer] = {}
         self._copies: dict[tuple[Treatment, int], CopyReducer] = {}
 
-    def run(self) -> None:
-        """Work until there are no more blocks."""
-        # There are as many workers as cores to be used; each computes alone.
-        torch.set_num_threads(1)
-        with torch.inference_mode(), self._queue():
-            while (item := self._source.next()) is not None:
-                number, block = item
-                try:
-                    if block.treatment.averages:
-                        self._average(block, measured=number % self._job.samples_every == 0)
-                    else:
-                        self._copy(block)
-                except SwatoolError:
-                    self._source.stop()
-                    raise
+    @property
+    def bytes_read(self) -> int:
+        """From all checkpoints, so far."""
+        return self._reader.bytes_read
 
-    def _queue(self) -> AbstractContextManager[object]:
-        """Give each worker its own queue on a CUDA device, so that their copies and sums overlap."""
-        if self._job.device.type == "cuda":
-            return torch.cuda.stream(torch.cuda.Stream(self._job.device))  # type: ignore[no-untyped-call]
-        return nullcontext()
+    def work(self, number: int, block: Block) -> None:
+        """Average or copy a block."""
+        if block.treatment.averages:
+            self._average(block, measured=number % self._job.samples_every == 0)
+        else:
+            self._copy(block)
 
     def _average(self, block: Block, measured: bool) -> None:
         key = (block.treatment, block.count)
@@ -244,40 +190,9 @@ class _Worker:
         for turn, group in enumerate(reducer.groups):
             group.rows.wait()
             for row, one in enumerate(group.inputs):
-                self._fill(block, one, group.rows, row)
+                self._reader.fill(block, one, group.rows, row)
             group.rows.upload()
             reducer.add(turn)
-
-    def _fill(self, block: Block, one: Input, rows: Rows, row: int) -> None:
-        """Read a block's bytes from one checkpoint into a row, in C order."""
-        checkpoint = self._job.plan.checkpoints[one.checkpoint]
-        buffer = rows.buffers[row]
-        self.result.bytes_read += len(buffer)
-        if len(block.segments) == 1:
-            (segment,) = block.segments
-            stored = checkpoint.tensors[segment.tensor.name]
-            if stored.strides is not None:
-                self._gather(window(block, stored), one, rows.host[row])
-                return
-            if len(stored.extents) == 1:
-                source, offset, _ = stored.extents[0]
-                source.read_into((buffer,), offset + segment.start * stored.dtype.itemsize)
-                return
-        position = 0
-        for source, offset, pieces in reads(block.segments, checkpoint):
-            buffers = []
-            for nbytes, kept in pieces:
-                buffers.append(buffer[position : position + nbytes] if kept else self._gap[:nbytes])
-                position += nbytes if kept else 0
-            source.read_into(buffers, offset)
-
-    def _gather(self, found: Window, one: Input, row: Tensor) -> None:
-        """Read the span in which elements lie out of order, and put them in order."""
-        source, offset, nbytes = found.extent
-        span = self._memory.take_on_host("span", nbytes)
-        source.read_into((bytes_of(span),), offset)
-        dtype = kernels.torch_dtype(one.dtype)
-        row.view(dtype).view(found.shape).copy_(span.view(dtype).as_strided(found.shape, found.strides))
 
     def _on_host(self, result: Tensor) -> memoryview:
         if result.device.type == "cpu":
@@ -304,7 +219,7 @@ class _Worker:
         for group in reducer.groups:
             for row, one in enumerate(group.inputs):
                 group.rows.wait()
-                self._fill(block, one, group.rows, row)
+                self._reader.fill(block, one, group.rows, row)
                 values = group.rows.host[row].view(kernels.torch_dtype(one.dtype))
                 for name in culprits.keys() & _nonfinite(block, values):
                     where = self._job.plan.checkpoints[one.checkpoint].path
