@@ -14,7 +14,7 @@ from swatool.averaging.plan import Plan, PlannedTensor, Treatment
 from swatool.checkpoints.opening import Checkpoint
 from swatool.tensors import Extent, Source, StoredTensor, c_strides, rows_interleave
 
-__all__ = ["Block", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
+__all__ = ["Block", "Place", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
 
 LARGEST_GAP = 4096  # bytes between two tensors in a file that are cheaper read than skipped
 # So large that the interpreter lock, which every read and operator takes, costs little.
@@ -36,6 +36,13 @@ class Sliceable(Protocol):
 V = TypeVar("V", bound=Sliceable)
 
 
+class Place(NamedTuple):
+    """Where the next `length` elements of a block go in the output."""
+
+    length: int
+    offset: int
+
+
 class Segment(NamedTuple):
     """A run of `length` elements of one tensor in C order, from element `start`."""
 
@@ -52,13 +59,13 @@ class Block:
         treatment: what is done with its elements.
         segments: what they are; a tensor that some checkpoint stores out of order is alone.
         count: number of elements.
-        offset: where the first byte goes in the output.
+        places: where they go, one after the other; a single one where the tensors are neighbours.
     """
 
     treatment: Treatment
     segments: tuple[Segment, ...]
     count: int
-    offset: int
+    places: tuple[Place, ...]
 
     def split(self, values: V) -> Iterator[tuple[Segment, V]]:
         """Divide something of the block's length, or a whole multiple of it, among the segments."""
@@ -98,12 +105,14 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     strided = {name for c in plan.checkpoints for name, t in c.tensors.items() if t.strides is not None}
     run: list[tuple[PlannedTensor, int]] = []
-    end = 0
+    end = 0  # where the run ends in the output
     for name, offset in offsets.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.numel == 0:
             continue
-        if run and (offset != end or tensor.treatment is not run[0][0].treatment or name in strided):
+        if run and (
+            offset - end > LARGEST_GAP or tensor.treatment is not run[0][0].treatment or name in strided
+        ):
             yield from _cut_run(run, elements)
             run = []
         if name in strided:
@@ -115,22 +124,27 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
 
 
 def _cut_run(run: Sequence[tuple[PlannedTensor, int]], elements: int) -> Iterator[Block]:
-    """Cut neighbours of one treatment, which follow each other in the output without a gap."""
+    """Cut neighbours of one treatment, which follow each other in the output with small gaps at most."""
     segments: list[Segment] = []
-    filled = 0
-    position = run[0][1] if run else 0
-    for tensor, _ in run:
+    places: list[Place] = []
+    filled = end = 0
+    for tensor, offset in run:
+        itemsize = tensor.treatment.dtype.itemsize
         start = 0
         while start < tensor.numel:
             count = min(tensor.numel - start, elements - filled)
             segments.append(Segment(tensor, start, count))
-            start, filled = start + count, filled + count
+            position = offset + start * itemsize
+            if places and position == end:
+                places[-1] = Place(places[-1].length + count, places[-1].offset)
+            else:
+                places.append(Place(count, position))
+            start, filled, end = start + count, filled + count, position + count * itemsize
             if filled == elements:
-                yield Block(tensor.treatment, tuple(segments), filled, position)
-                position += filled * tensor.treatment.dtype.itemsize
-                segments, filled = [], 0
+                yield Block(tensor.treatment, tuple(segments), filled, tuple(places))
+                segments, places, filled = [], [], 0
     if segments:
-        yield Block(segments[0].tensor.treatment, tuple(segments), filled, position)
+        yield Block(segments[0].tensor.treatment, tuple(segments), filled, tuple(places))
 
 
 def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: int) -> Iterator[Block]:
@@ -143,7 +157,8 @@ def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: in
     for start in range(0, rows, step):
         count = (min(start + step, rows) - start) * row
         place = offset + start * row * tensor.treatment.dtype.itemsize
-        yield Block(tensor.treatment, (Segment(tensor, start * row, count),), count, place)
+        segment = Segment(tensor, start * row, count)
+        yield Block(tensor.treatment, (segment,), count, (Place(count, place),))
 
 
 def window(block: Block, stored: StoredTensor) -> Window:

@@ -203,11 +203,14 @@ class _Worker:
 
     def _put(self, block: Block, data: memoryview) -> None:
         write, ties = self._job.write, self._job.ties
-        write(block.offset, data)
+        itemsize = block.treatment.dtype.itemsize
+        position = 0
+        for length, offset in block.places:
+            write(offset, data[position : position + length * itemsize])
+            position += length * itemsize
         self.result.bytes_written += len(data)
         if not ties:
             return
-        itemsize = block.treatment.dtype.itemsize
         for segment, part in block.split(data):
             for place in ties.get(segment.tensor.name, ()):
                 write(place + segment.start * itemsize, part)

@@ -32,8 +32,9 @@ from swatool.jobs.average_report import (
 )
 from swatool.jobs.running import METADATA_KEY, Running
 from swatool.output.layout import Layout, OutputTensor
-from swatool.output.publish import PendingFile, check_target
+from swatool.output.publish import check_target
 from swatool.output.safetensors_file import lay_out
+from swatool.output.writing import writing
 from swatool.report import Report, Seconds
 from swatool.version import __version__
 
@@ -245,8 +246,7 @@ def _carry_out(
     started: float,
     on_progress: Callable[[int], None] | None,
 ) -> Report:
-    with PendingFile(job.output, job.layout.size, overwrite=settings.overwrite) as pending:
-        pending.write(0, job.layout.header)
+    with writing(job.layout, job.output, overwrite=settings.overwrite) as pending:
         result, device, seconds = _stream(job, settings, pending.write, on_progress)
         for checkpoint, _ in job.dated:
             checkpoint.files.check_unchanged()

@@ -84,7 +84,7 @@ def finished_report(
         device=device,
         seconds=seconds,
         bytes_read=result.bytes_read,
-        bytes_written=result.bytes_written + len(job.layout.header),
+        bytes_written=result.bytes_written + job.layout.fixed_nbytes,
         peak_rss_bytes=peak_rss_bytes(),
         merge_signal_kept=_signal_kept(result),
         warnings=(*planned.warnings, *_result_warnings(result)),

@@ -11,8 +11,8 @@ from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import DataError, printable
 from swatool.jobs.running import METADATA_KEY
 from swatool.output.layout import Layout, OutputTensor
-from swatool.output.publish import PendingFile
 from swatool.output.safetensors_file import lay_out
+from swatool.output.writing import writing
 from swatool.version import __version__
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def write_recalibrated(
     # To leave everything out of the average is to copy it.
     plan = make_plan([checkpoint], [1.0], Policies(exclude=("*",) if checkpoint.tensors else ()))
     layout = _lay_out(checkpoint, provenance)
-    with PendingFile(output, layout.size, overwrite=overwrite) as pending:
-        pending.write(0, layout.header)
+    with writing(layout, output, overwrite=overwrite) as pending:
         # Whether a value is finite is not asked of what is only copied.
         stream(plan, layout, pending.write, device=torch.device("cpu"), threads=threads)
         for name, values in statistics.items():

@@ -83,8 +83,8 @@ class PendingFile:
 
     A symbolic link under its name is replaced, and what it leads to is left alone.
 
-        with PendingFile("averaged.safetensors", layout.size) as pending:
-            pending.write(0, layout.header)
+        with PendingFile("averaged.safetensors", nbytes) as pending:
+            pending.write(0, header)
             ...
             pending.publish()
     """

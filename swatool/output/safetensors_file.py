@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from swatool.errors import CheckpointError, OutputError, UsageError, printable
-from swatool.output.layout import Layout, OutputTensor
+from swatool.output.layout import Layout, OutputTensor, Piece, one_file
 from swatool.tensors import DTYPES
 
 __all__ = ["lay_out"]
@@ -43,7 +43,7 @@ def lay_out(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> Lay
         position = end
     header = _encode("{" + ",".join(entries) + "}")
     offsets = {name: len(header) + start for name, start in starts.items()}
-    return Layout(header, offsets, len(header) + position)
+    return one_file([Piece(0, header)], offsets, len(header) + position)
 
 
 def _check(tensors: Sequence[OutputTensor]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -80,15 +81,19 @@ def check_cut(plan, layout, elements, *, whole=()):
         itemsize = block.treatment.dtype.itemsize
         assert block.count == sum(segment.length for segment in block.segments) > 0
         assert block.count <= elements or block.segments[0].tensor.name in whole
-        position = block.offset
+        positions = [at + i * itemsize for length, at in block.places for i in range(length)]
         for tensor, start, length in block.segments:
             assert tensor.treatment is block.treatment
-            assert position == layout.offsets[tensor.name] + start * itemsize
             assert 0 <= start < start + length <= tensor.numel
-            position += length * itemsize
-        seen[block.offset : position] = bytes(b + 1 for b in seen[block.offset : position])
-    assert seen == bytes(len(layout.header)) + b"\1" * (layout.size - len(layout.header))
-    assert all(one.offset < other.offset for one, other in itertools.pairwise(found))
+            begin = layout.offsets[tensor.name] + start * itemsize
+            assert positions[:length] == [begin + i * itemsize for i in range(length)]
+            del positions[:length]
+        assert not positions
+        for length, at in block.places:
+            for byte in range(at, at + length * itemsize):
+                seen[byte] += 1
+    assert seen == bytes(layout.fixed_nbytes) + b"\1" * (layout.size - layout.fixed_nbytes)
+    assert all(one.places[-1].offset < other.places[0].offset for one, other in itertools.pairwise(found))
     return found
 
 
@@ -125,10 +130,20 @@ def test_tensors_that_the_plan_does_not_compute_are_stepped_over():
     plan, layout = planned(one, one)
     offsets = {**layout.offsets, "t3": layout.size}
     assert [b.count for b in cut(plan, offsets, 100)] == [9]
-    # A name in between that is written by others leaves a hole, at which the run ends.
+    # What is written by others in between is stepped over, too, within one block.
     tensors = [t for t in plan.tensors if t.name != "t1"]
-    without = type(plan)(**{**{f: getattr(plan, f) for f in plan.__dataclass_fields__}, "tensors": tensors})
-    assert [b.count for b in cut(without, layout.offsets, 100)] == [3, 3]
+    without = dataclasses.replace(plan, tensors=tuple(tensors))
+    (block,) = cut(without, layout.offsets, 100)
+    assert block.places == ((3, layout.offsets["t0"]), (3, layout.offsets["t2"]))
+
+
+def test_a_block_ends_where_the_next_tensor_is_far_away_in_the_output():
+    one = stored([(DTYPES["float32"], (3,))] * 2, range(2), [0] * 2)
+    plan, layout = planned(one, one)
+    begin = layout.offsets["t0"]
+    near, far = {"t0": begin, "t1": begin + 12 + 4096}, {"t0": begin, "t1": begin + 12 + 4097}
+    assert [len(b.places) for b in cut(plan, near, 100)] == [2]
+    assert [len(b.places) for b in cut(plan, far, 100)] == [1, 1]
 
 
 @pytest.mark.parametrize(

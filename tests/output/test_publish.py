@@ -83,7 +83,7 @@ def test_the_reference_library_opens_what_was_published(target):
         [OutputTensor("b", DTYPES["float32"], (2, 3)), OutputTensor("a", DTYPES["int64"], ())], {}
     )
     with PendingFile(target, layout.size) as pending:
-        pending.write(0, layout.header)
+        pending.write(0, layout.fixed[0].data)
         for name, tensor in state.items():
             pending.write(layout.offsets[name], bytes(tensor.reshape(-1).view(torch.uint8).tolist()))
         pending.publish()

@@ -45,7 +45,7 @@ def assemble(state, metadata):
         metadata,
     )
     whole = bytearray(layout.size)
-    whole[: len(layout.header)] = layout.header
+    whole[: len(layout.fixed[0].data)] = layout.fixed[0].data
     for name, start in layout.offsets.items():
         data = bytes(state[name].reshape(-1).view(torch.uint8).tolist())
         whole[start : start + len(data)] = data
@@ -83,7 +83,7 @@ def test_offsets_are_in_the_order_of_the_file():
     layout = lay_out(
         [OutputTensor("a", DTYPES["int8"], (3,)), OutputTensor("b", DTYPES["float32"], (1,))], {}
     )
-    start = len(layout.header)
+    start = len(layout.fixed[0].data)
     assert list(layout.offsets.items()) == [("b", start), ("a", start + 4)]
     assert layout.size == start + 7
 
@@ -106,13 +106,13 @@ def test_a_name_used_twice_is_refused():
 
 def test_metadata_that_is_not_unicode_does_not_stop_the_output():
     layout = lay_out([], {"source": "caf\udce9.pt"})
-    assert b'"caf?.pt"' in layout.header
-    assert safetensors.torch.load(layout.header) == {}
+    assert b'"caf?.pt"' in layout.fixed[0].data
+    assert safetensors.torch.load(layout.fixed[0].data) == {}
 
 
 def test_a_header_that_readers_would_refuse_is_refused(monkeypatch):
     tensors = [OutputTensor("w", DTYPES["float32"], (1,))]
-    length = len(lay_out(tensors, {}).header) - 8
+    length = len(lay_out(tensors, {}).fixed[0].data) - 8
     monkeypatch.setattr(safetensors_file, "MAX_HEADER_BYTES", length)
     lay_out(tensors, {})
     monkeypatch.setattr(safetensors_file, "MAX_HEADER_BYTES", length - 1)
