@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["recalibrate_checkpoint"]
 
-MOST_THREADS = 1024  # OpenMP's own end is a crash
-
 
 def recalibrate_checkpoint(
     checkpoint: str | os.PathLike[str],
@@ -163,7 +161,7 @@ def _torch_set_up(settings: RecalibrateSettings) -> Iterator[torch.device]:
 
     device = choose_device(settings.device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(settings.threads or threads, MOST_THREADS))
+    torch.set_num_threads(settings.threads or threads)
     try:
         yield device
     finally:

@@ -11,6 +11,7 @@ from swatool.errors import UsageError, printable
 __all__ = ["METADATA_KEY", "Running"]
 
 METADATA_KEY = "swatool"  # in an output's metadata, for where it comes from
+MOST_THREADS = 1024  # what systems and OpenMP surely survive
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 
 
@@ -33,8 +34,8 @@ class Running:
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
             raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"--threads must be from 1 to {MOST_THREADS:,}, not {self.threads:,}")
 
     def workers(self) -> int:
         """Return how many threads work."""

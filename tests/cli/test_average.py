@@ -313,7 +313,7 @@ WRONG = {
     "weights huge": (2, "--weights", lambda f: [*f, "--weights", "1e308,1e308"]),
     "device": (2, "--device", lambda f: [*f, "--device", "tpu"]),
     "dtype": (2, "--dtype must be one of", lambda f: [*f, "--dtype", "int4"]),
-    "threads": (2, "--threads must be at least 1", lambda f: [*f, "--threads", "0"]),
+    "threads": (2, "--threads must be from 1 to 1,024", lambda f: [*f, "--threads", "0"]),
     "exclude": (2, "matches no tensor", lambda f: [*f, "--exclude", "x"]),
     "output is input": (2, "one of the inputs", lambda f: [*f, "--overwrite", "-o", f[0]]),
     "no folder": (5, "No such file or directory", lambda f: [*f, "-o", f[0].parent / "no" / "out"]),
