@@ -31,8 +31,9 @@ KNOWS = {
     "data": {"errors", "tensors", "checkpoints", "user_code", "batchnorm"},
     "jobs": {
         *("version", "errors", "tensors", "checkpoints", "output", "averaging", "report"),
-        *("user_code", "batchnorm", "models", "data"),
+        *("user_code", "batchnorm", "models", "data", "recipe"),
     },
+    "recipe": {"errors"},
     "cli": {"version", "errors", "tensors", "report", "batchnorm", "jobs"},
     "__main__": {"cli"},
     # The package itself: what is imported from it directly are its public names.

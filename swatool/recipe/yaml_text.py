@@ -1,0 +1,158 @@
+"""Reading YAML from people: plain data only, with the line of everything, and every mistake told.
+
+Apart from PyYAML's own loader, which accepts what makes a file mean something else than it seems: a key that
+stands twice, an alias that multiplies what it names, `no` for false, `1e-3` for a text. Scalars are those of
+YAML 1.2's core schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from swatool.errors import UsageError, printable
+
+__all__ = ["Node", "plain", "read_yaml"]
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_DIGITS = 40
+
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+INTEGER = re.compile(r"[-+]?[0-9]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value, and the line of the file where it begins, counted from 1.
+
+    Attributes:
+        value: a scalar, a list of nodes, or a dict of nodes by text.
+        line: where it begins.
+    """
+
+    value: Scalar | list[Node] | dict[str, Node]
+    line: int
+
+
+def read_yaml(text: str | bytes, where: str) -> Node:
+    """Return what a YAML text says.
+
+    Args:
+        text: the whole text; bytes are UTF-8.
+        where: the file, fit to be printed, for messages.
+
+    Raises:
+        UsageError: it is too large, no YAML, or uses what plain data need not: several documents, aliases,
+            tags, keys that are no texts or stand twice, nesting without end.
+    """
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{where} has more than {MAX_BYTES:,} characters: no recipe or table is so long")
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        return _Reader(yaml.parse(decoded, Loader=LOADER), where).document()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8, near byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{where}, line {line}: {error.problem or 'this is no YAML'}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is no YAML: {str(error).partition(chr(10))[0]}") from error
+
+
+def plain(node: Node) -> object:
+    """Return a node's value without the lines: scalars, lists and dicts."""
+    if isinstance(node.value, dict):
+        return {name: plain(value) for name, value in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(item) for item in node.value]
+    return node.value
+
+
+class _Reader:
+    """Builds nodes from the parser's events."""
+
+    def __init__(self, events: Iterator[yaml.Event], where: str) -> None:
+        self._events = events
+        self._where = where
+
+    def document(self) -> Node:
+        """Return the only document's node; an empty text is None."""
+        next(self._events)  # the stream begins
+        begin = next(self._events)
+        if isinstance(begin, yaml.StreamEndEvent):
+            return Node(None, 1)
+        node = self._node(next(self._events), 0)
+        next(self._events)  # the document ends
+        following = next(self._events)
+        if not isinstance(following, yaml.StreamEndEvent):
+            raise self._refusal(following, "a second document begins: one file is one document")
+        return node
+
+    def _node(self, event: yaml.Event, depth: int) -> Node:
+        if isinstance(event, yaml.AliasEvent):
+            raise self._refusal(event, "aliases (*name) are refused: write the value again")
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            raise self._refusal(event, "anchors (&name) are refused: write the value where it is needed")
+        if depth > MAX_DEPTH:
+            raise self._refusal(event, f"this is nested more than {MAX_DEPTH} deep")
+        if isinstance(event, yaml.ScalarEvent):
+            return Node(self._scalar(event), _line(event))
+        if isinstance(event, yaml.CollectionStartEvent) and event.tag not in (None, "!"):
+            raise self._refusal(event, f"tags ({printable(event.tag)}) are refused: write plain values")
+        if isinstance(event, yaml.MappingStartEvent):
+            return Node(self._mapping(depth), _line(event))
+        return Node(list(self._items(depth)), _line(event))
+
+    def _items(self, depth: int) -> Iterator[Node]:
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            yield self._node(event, depth + 1)
+
+    def _mapping(self, depth: int) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent) or event.tag not in (None, "!"):
+                raise self._refusal(event, "a key must be a plain text")
+            name = event.value
+            if name == "<<" and not event.style:
+                raise self._refusal(event, "merging (<<) is refused: write the values again")
+            if name in found:
+                first = found[name].line
+                raise self._refusal(event, f"{printable(name)} stands twice, first in line {first}")
+            found[name] = self._node(next(self._events), depth + 1)
+        return found
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+        text = event.value
+        if event.tag not in (None, "!"):
+            raise self._refusal(event, f"tags ({printable(event.tag)}) are refused: write plain values")
+        if event.style:  # quoted, or a block of text
+            return text
+        if text in NULLS:
+            return None
+        if text in BOOLS:
+            return BOOLS[text]
+        if len(text) > MAX_DIGITS and INTEGER.fullmatch(text):
+            raise self._refusal(event, f"a number of more than {MAX_DIGITS} digits: quote a text")
+        if INTEGER.fullmatch(text):
+            return int(text)
+        special = SPECIAL.fullmatch(text)
+        if special:
+            return float(special[1] + special[2])
+        return float(text) if FLOAT.fullmatch(text) else text
+
+    def _refusal(self, event: yaml.Event, what: str) -> UsageError:
+        return UsageError(f"{self._where}, line {_line(event)}: {what}")
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
