@@ -13,7 +13,7 @@ from swatool.user_code import describe_failure, load_attribute
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["evaluate", "load_function"]
+__all__ = ["as_numbers", "evaluate", "load_function"]
 
 
 def load_function(spec: str, option: str) -> Callable[..., object]:
@@ -42,8 +42,13 @@ def evaluate(model: nn.Module, spec: str) -> Mapping[str, float]:
             found = function(_copied(model))
     except (Exception, SystemExit) as error:
         raise UsageError(f"{given} failed: {describe_failure(error)}; -v shows where") from error
+    return as_numbers(found, given, alone=spec.rpartition(":")[2])
+
+
+def as_numbers(found: object, given: str, *, alone: str) -> Mapping[str, float]:
+    """Return what a user's function returned as numbers by name; a single one is called `alone`."""
     if not isinstance(found, Mapping):
-        return {spec.rpartition(":")[2]: _number(found, given)}
+        return {alone: _number(found, given)}
     if not found:
         raise UsageError(f"{given} returned no number: return one, or a mapping of names to numbers")
     return {str(name): _number(value, given) for name, value in found.items()}

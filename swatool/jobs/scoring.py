@@ -1,0 +1,134 @@
+"""What the user's own evaluation says of a file: a command that prints numbers, or a function of the path."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from swatool.errors import CheckFailedError, UsageError, printable
+from swatool.jobs.evaluation import as_numbers, load_function
+from swatool.user_code import describe_failure, names_code
+
+__all__ = ["Scoring", "score"]
+
+PLACE = "{path}"
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w|\.\w)")
+SHOWN_LINES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How files are told apart.
+
+    Attributes:
+        evaluate: a command with `{path}` in it, whose last number or JSON object on stdout counts; or a
+            function, as `module:function`, that is called with the path.
+        metric: which of several numbers counts; None is the only one.
+        mode: whether the largest (`max`) or the smallest (`min`) is best.
+    """
+
+    evaluate: str
+    metric: str | None = None
+    mode: Literal["max", "min"]
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise UsageError(f"--mode must be max or min, not {printable(self.mode)}")
+        if PLACE not in self.evaluate and not names_code(self.evaluate):
+            given = f"--eval {printable(self.evaluate)}"
+            raise UsageError(f"{given} is neither a command with {PLACE} in it nor module:function")
+        if PLACE in self.evaluate:
+            _words(self.evaluate)
+
+    def better(self, one: float, other: float) -> bool:
+        """Tell whether one value is better than the other."""
+        return one > other if self.mode == "max" else one < other
+
+
+def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
+    """Evaluate a file; return the number that counts, and all numbers by name.
+
+    Raises:
+        CheckFailedError: the evaluation failed, or gave no finite number of that name.
+    """
+    if PLACE in scoring.evaluate:
+        found = _of_command(path, scoring.evaluate)
+    else:
+        found = _of_function(path, scoring.evaluate)
+    given = f"--eval {printable(scoring.evaluate)}"
+    name = scoring.metric
+    if name is None and len(found) > 1:
+        names = ", ".join(map(printable, found))
+        raise CheckFailedError(f"{given} gives {names} of {printable(path)}: say with --metric which counts")
+    value = (
+        next(iter(found.values())) if name is None or (len(found) == 1 and "" in found) else found.get(name)
+    )
+    if value is None:
+        raise CheckFailedError(f"{given} gives no {printable(name)} of {printable(path)}")
+    if math.isnan(value):
+        raise CheckFailedError(f"{given} gives NaN for {printable(path)}")
+    return value, {key or name or "value": number for key, number in found.items()}
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--eval {printable(command)} is no command: {error}") from error
+
+
+def _of_command(path: str, command: str) -> Mapping[str, float]:
+    words = [word.replace(PLACE, path) for word in _words(command)]
+    given = f"--eval {printable(command)}"
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise CheckFailedError(f"{given} cannot be run: {error.strerror}") from error
+    if done.returncode != 0:
+        how = f"by signal {-done.returncode}" if done.returncode < 0 else f"with {done.returncode}"
+        raise CheckFailedError(f"{given} ended {how} on {printable(path)}")
+    return _said(done.stdout.decode(errors="replace"), given)
+
+
+def _said(text: str, given: str) -> Mapping[str, float]:
+    """Read the JSON object in the last line, or of the whole text, or else the last number."""
+    lines = text.strip().splitlines() or [""]
+    for candidate in (lines[-1], text):
+        try:
+            found = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            numbers = {
+                str(name): float(value)
+                for name, value in found.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            if numbers:
+                return numbers
+    last = NUMBER.findall(text)
+    if not last:
+        shown = printable("\n".join(lines[-SHOWN_LINES:]))
+        raise CheckFailedError(f"{given} printed no number on stdout, but {shown}")
+    return {"": float(last[-1])}
+
+
+def _of_function(path: str, spec: str) -> Mapping[str, float]:
+    function = load_function(spec, "--eval")
+    given = f"--eval {printable(spec)}"
+    try:
+        found = function(path)
+    except (Exception, SystemExit) as error:
+        raise CheckFailedError(
+            f"{given} failed on {printable(path)}: {describe_failure(error)}; -v shows where"
+        ) from error
+    try:
+        return as_numbers(found, given, alone="")
+    except UsageError as error:
+        raise CheckFailedError(str(error)) from error

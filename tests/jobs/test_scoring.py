@@ -1,0 +1,150 @@
+import sys
+
+import pytest
+
+from swatool.errors import CheckFailedError, UsageError
+from swatool.jobs.scoring import Scoring, score
+
+
+@pytest.fixture
+def printing(tmp_path, monkeypatch):
+    """Make the command of a script that prints a text."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        (tmp_path / "say.py").write_text(f"print({text!r})")
+        return f"{sys.executable} say.py {{path}}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "value", "found"),
+    [
+        ("loss 3 accuracy 0.5", None, 0.5, {"value": 0.5}),
+        ("loss 3\naccuracy: -1.5e-3.", None, -0.0015, {"value": -0.0015}),
+        ("0.25", "acc", 0.25, {"acc": 0.25}),
+        ('epoch 3 of 10\n{"acc": 0.5, "loss": 2}', "acc", 0.5, {"acc": 0.5, "loss": 2.0}),
+        ('{"acc": 0.5, "name": "x", "ok": true}', None, 0.5, {"acc": 0.5}),
+        ('{\n"acc": 0.5\n}\n', None, 0.5, {"acc": 0.5}),
+    ],
+)
+def test_what_a_command_prints(printing, text, metric, value, found):
+    assert score("a.pt", Scoring(evaluate=printing(text), metric=metric, mode="max")) == (value, found)
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "said"),
+    [
+        ("fine", None, "printed no number on stdout, but 'fine'"),
+        ("", None, "printed no number"),
+        ("nan v2 3x 1.2.3", None, "printed no number"),
+        ('{"a": 1, "b": 2}', None, "gives 'a', 'b' of 'a.pt': say with --metric"),
+        ('{"a": 1, "b": 2}', "c", "gives no 'c' of 'a.pt'"),
+        ('{"a": NaN}', None, "gives NaN for 'a.pt'"),
+        ("[" * 100_000, None, "printed no number"),
+    ],
+)
+def test_a_command_that_prints_something_else(printing, text, metric, said):
+    with pytest.raises(CheckFailedError, match=said):
+        score("a.pt", Scoring(evaluate=printing(text), metric=metric, mode="max"))
+
+
+def test_the_path_is_one_word_and_no_shell_sees_it(tmp_path):
+    command = f'{sys.executable} -c "import sys; print(len(sys.argv), len(sys.argv[1]))" {{path}}'
+    assert score("a b; touch c", Scoring(evaluate=command, mode="max"))[0] == 12
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (f'{sys.executable} -c "import sys; sys.exit(3)" {{path}}', "ended with 3 on 'a.pt'"),
+        (f'{sys.executable} -c "import os; os.kill(os.getpid(), 9)" {{path}}', "ended by signal 9"),
+        ("/no/such/program {path}", "cannot be run: No such file"),
+    ],
+)
+def test_a_command_that_fails(command, said):
+    with pytest.raises(CheckFailedError, match=said):
+        score("a.pt", Scoring(evaluate=command, mode="max"))
+
+
+FUNCTIONS = """
+def number(path):
+    return len(path)
+
+
+def numbers(path):
+    return {"acc": 0.5, "loss": 2}
+
+
+def fails(path):
+    raise KeyError("x")
+
+
+def leaves(path):
+    raise SystemExit(0)
+
+
+def text(path):
+    return "high"
+
+
+def nothing(path):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "metric", "expected"),
+    [
+        ("number", None, (4.0, {"value": 4.0})),
+        ("number", "length", (4.0, {"length": 4.0})),
+        ("numbers", "loss", (2.0, {"acc": 0.5, "loss": 2.0})),
+    ],
+)
+def test_what_a_function_returns(name, metric, expected):
+    assert score("a.pt", Scoring(evaluate=f"mine.py:{name}", metric=metric, mode="min")) == expected
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "metric", "said"),
+    [
+        ("fails", None, "failed on 'a.pt': KeyError: 'x'"),
+        ("leaves", None, "failed on 'a.pt': SystemExit: 0"),
+        ("text", None, "returned 'str'"),
+        ("nothing", None, "gives NaN"),
+        ("numbers", None, "gives 'acc', 'loss' of 'a.pt': say with --metric"),
+        ("numbers", "f1", "gives no 'f1'"),
+    ],
+)
+def test_a_function_that_fails(name, metric, said):
+    with pytest.raises(CheckFailedError, match=said):
+        score("a.pt", Scoring(evaluate=f"mine.py:{name}", metric=metric, mode="min"))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "mode", "said"),
+    [
+        ("python eval.py", "max", "neither a command with {path}"),
+        ("python 'eval.py {path}", "max", "is no command"),
+        ("mine:f", "best", "--mode must be max or min"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(evaluate, mode, said):
+    with pytest.raises(UsageError, match=said):
+        Scoring(evaluate=evaluate, mode=mode)
+
+
+def test_better():
+    assert Scoring(evaluate="m:f", mode="max").better(2, 1)
+    assert Scoring(evaluate="m:f", mode="min").better(1, 2)
+    assert not Scoring(evaluate="m:f", mode="min").better(1, 1)
