@@ -1,0 +1,198 @@
+"""From YAML to typed, frozen dataclasses: the fields' types and defaults are the whole schema.
+
+Every mistake in a file is found before one is told, each with its line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from swatool.errors import SwatoolError, UsageError, printable
+from swatool.recipe.yaml_text import Node, plain
+
+__all__ = ["build", "dump", "fields_of"]
+
+T = TypeVar("T")
+
+KINDS: Mapping[object, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def build(cls: type[T], node: Node, where: str) -> T:
+    """Make a dataclass of a mapping; its fields may be dataclasses, tuples and mappings of such.
+
+    Args:
+        cls: a dataclass whose fields are typed as str, int, float, bool, Literal, None, dataclasses,
+            `tuple[X, ...]`, `Mapping[str, X]`, or unions with None. A field of type `object` takes anything.
+        node: what the file says.
+        where: the file, fit to be printed, for messages.
+
+    Raises:
+        UsageError: it tells of every unknown or missing key, of every value of another type, and of what the
+            dataclasses themselves refuse, each with its line.
+    """
+    builder = _Builder()
+    found = builder.value(cls, node, "")
+    if builder.mistakes:
+        lines = [_told(line, what) for line, what in sorted(builder.mistakes)]
+        if len(lines) == 1:
+            raise UsageError(f"{where}, {lines[0]}")
+        raise UsageError("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
+    return typing.cast(T, found)
+
+
+def fields_of(cls: type) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Return the type and the field by name of what a file may say of a dataclass."""
+    return _fields_of(cls)
+
+
+@functools.cache
+def _fields_of(cls: type) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: (hints[field.name], field) for field in dataclasses.fields(cls) if field.init}
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Tell whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def dump(value: object) -> object:
+    """Return what a file would say of a dataclass: plain values, defaults left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        said = {}
+        for name, (_, field) in fields_of(type(value)).items():
+            one = getattr(value, name)
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            if is_required(field) or one != default:
+                said[name] = dump(one)
+        return said
+    if isinstance(value, Mapping):
+        return {str(name): dump(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [dump(one) for one in value]
+    return value
+
+
+def _told(line: int, what: str) -> str:
+    return f"line {line}: {what}" if line else what
+
+
+class _MistakeError(Exception):
+    """A value could not be made; why is noted."""
+
+
+class _Builder:
+    """Makes values of nodes and notes what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[tuple[int, str]] = []
+
+    def value(self, wanted: object, node: Node, place: str) -> object:
+        """Return the value of a node, of the wanted type; None, and a note, if it is none."""
+        try:
+            return self._made(wanted, node, place)
+        except _MistakeError:
+            return None
+
+    def _made(self, wanted: object, node: Node, place: str) -> object:
+        origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+        if origin in (Union, types.UnionType):
+            return self._one_of(arguments, node, place)
+        if origin is Literal:
+            return self._literal(arguments, node, place)
+        if origin is tuple:
+            return self._tuple(arguments[0], node, place)
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            return self._mapping(arguments[1], node, place)
+        if dataclasses.is_dataclass(wanted):
+            return self._dataclass(typing.cast(type, wanted), node, place)
+        if wanted is object:
+            return plain(node)
+        return self._scalar(wanted, node, place)
+
+    def _one_of(self, choices: tuple[object, ...], node: Node, place: str) -> object:
+        if node.value is None and type(None) in choices:
+            return None
+        left = [choice for choice in choices if choice is not type(None)]
+        if len(left) == 1:
+            return self._made(left[0], node, place)
+        for choice in left:
+            trial = _Builder()
+            found = trial.value(choice, node, place)
+            if not trial.mistakes:
+                return found
+        raise self._mistake(node, place, " or ".join(KINDS.get(choice, "a mapping") for choice in left))
+
+    def _literal(self, choices: tuple[object, ...], node: Node, place: str) -> object:
+        if not isinstance(node.value, dict | list) and node.value in choices:
+            return node.value
+        raise self._mistake(node, place, f"one of {', '.join(map(str, choices))}")
+
+    def _tuple(self, item: object, node: Node, place: str) -> object:
+        # A single value is a list of one: people write it so.
+        nodes = node.value if isinstance(node.value, list) else [node]
+        if node.value is None:
+            raise self._mistake(node, place, "a list")
+        return tuple(self.value(item, one, f"{place}[{index}]") for index, one in enumerate(nodes))
+
+    def _mapping(self, item: object, node: Node, place: str) -> object:
+        if not isinstance(node.value, dict):
+            raise self._mistake(node, place, "a mapping")
+        return {name: self.value(item, one, _inside(place, name)) for name, one in node.value.items()}
+
+    def _dataclass(self, cls: type, node: Node, place: str) -> object:
+        if not isinstance(node.value, dict):
+            raise self._mistake(node, place, "a mapping")
+        known = fields_of(cls)
+        before = len(self.mistakes)
+        for name, one in node.value.items():
+            if name not in known:
+                self.mistakes.append((one.line, _unknown(_inside(place, name), name, known)))
+        for name, (_, field) in known.items():
+            if is_required(field) and name not in node.value:
+                self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
+        given = {
+            name: self.value(known[name][0], one, _inside(place, name))
+            for name, one in node.value.items()
+            if name in known
+        }
+        if len(self.mistakes) > before:
+            raise _MistakeError
+        try:
+            return cls(**given)
+        except SwatoolError as error:
+            self.mistakes.append((node.line, f"{place}: {error}" if place else str(error)))
+            raise _MistakeError from error
+
+    def _scalar(self, wanted: object, node: Node, place: str) -> object:
+        value = node.value
+        if wanted is float and type(value) is int:
+            return float(value)
+        if type(value) is wanted:
+            return value
+        raise self._mistake(node, place, KINDS[wanted])
+
+    def _mistake(self, node: Node, place: str, wanted: str) -> _MistakeError:
+        if isinstance(node.value, dict | list):
+            found = "a mapping" if isinstance(node.value, dict) else "a list"
+        else:
+            found = "nothing" if node.value is None else printable(node.value)
+        self.mistakes.append((node.line, f"{place or 'the file'} must be {wanted}, not {found}"))
+        return _MistakeError()
+
+
+def _inside(place: str, name: str) -> str:
+    shown = printable(name)[1:-1]
+    return f"{place}.{shown}" if place else shown
+
+
+def _unknown(place: str, name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"{place} is unknown; {hint}"
