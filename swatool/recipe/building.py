@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.recipe.yaml_text import Node, plain
 
-__all__ = ["build", "dump", "fields_of"]
+__all__ = ["build", "dump", "fields_of", "is_required"]
 
 T = TypeVar("T")
 
