@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 
 __all__ = [
     "DTYPES",
+    "Box",
     "DType",
     "Extent",
     "Folder",
@@ -115,6 +116,20 @@ class Extent(NamedTuple):
     nbytes: int
 
 
+class Box(NamedTuple):
+    """A part of a tensor that is stored by itself: it fills a range of each dimension.
+
+    Attributes:
+        offsets: where it begins in the tensor, along each dimension.
+        lengths: its shape.
+        strides: as those of a StoredTensor; None if its elements are stored in C order.
+    """
+
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor inside a checkpoint: its type, its shape, and where its bytes lie.
@@ -122,16 +137,20 @@ class StoredTensor:
     Attributes:
         dtype: element type.
         shape: length of each dimension.
-        extents: without `strides`, the runs that hold the elements in C order; with `strides`, the one
-            run that holds every element somewhere, the first of them at its beginning.
+        extents: the runs that hold the elements in C order, one after the other; with `strides`, the one run
+            that holds every element somewhere, the first of them at its beginning; with `boxes`, the run of
+            each box.
         strides: distance in elements between neighbours along each dimension, for a tensor whose bytes are
             not in C order (channels_last, transposed, sliced); None for one that is.
+        boxes: the parts of a tensor that several ranks stored, where the bytes of one do not follow those of
+            another in C order (sharded along a dimension other than the first); they tile it. Else None.
     """
 
     dtype: DType
     shape: tuple[int, ...]
     extents: tuple[Extent, ...]
     strides: tuple[int, ...] | None = None
+    boxes: tuple[Box, ...] | None = None
 
     @property
     def numel(self) -> int:
@@ -142,6 +161,11 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Bytes of the elements themselves, whatever surrounds them in the file."""
         return self.numel * self.dtype.itemsize
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether its bytes have to be put in C order after they were read."""
+        return self.strides is not None or self.boxes is not None
 
 
 def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -156,7 +180,13 @@ def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def rows_interleave(tensor: StoredTensor) -> bool:
     """Tell whether the slices along the first dimension do not lie apart, as in a transposed matrix."""
-    if tensor.strides is None or tensor.shape[0] == 1:
+    if tensor.boxes is not None:
+        return any(_rows_interleave(box.lengths, box.strides) for box in tensor.boxes)
+    return _rows_interleave(tensor.shape, tensor.strides)
+
+
+def _rows_interleave(shape: Sequence[int], strides: Sequence[int] | None) -> bool:
+    if strides is None or shape[0] == 1:
         return False
-    touched = 1 + sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.strides[1:], strict=True))
-    return tensor.strides[0] < touched
+    touched = 1 + sum((n - 1) * s for n, s in zip(shape[1:], strides[1:], strict=True))
+    return strides[0] < touched

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from swatool.averaging.plan import Plan, PlannedTensor, Treatment
 from swatool.checkpoints.opening import Checkpoint
-from swatool.tensors import Extent, Source, StoredTensor, c_strides, rows_interleave
+from swatool.tensors import Source, StoredTensor, c_strides, rows_interleave
 
-__all__ = ["Block", "Place", "Read", "Segment", "Window", "block_elements", "cut", "reads", "window"]
+__all__ = ["Block", "Place", "Read", "Segment", "block_elements", "cut", "reads"]
 
 LARGEST_GAP = 4096  # bytes between two tensors in a file that are cheaper read than skipped
 # So large that the interpreter lock, which every read and operator takes, costs little.
@@ -57,7 +57,7 @@ class Block:
 
     Attributes:
         treatment: what is done with its elements.
-        segments: what they are; a tensor that some checkpoint stores out of order is alone.
+        segments: what they are; a tensor that is gathered in some checkpoint is alone, and a box of it.
         count: number of elements.
         places: where they go, one after the other; a single one where the tensors are neighbours.
     """
@@ -84,18 +84,11 @@ class Read(NamedTuple):
     pieces: tuple[tuple[int, bool], ...]
 
 
-class Window(NamedTuple):
-    """The span of a file in which a strided segment's elements lie, and how they lie in it."""
-
-    extent: Extent
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
 def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block]:
     """Yield blocks of at most `elements` elements, in the order of the output.
 
     Only a tensor that is stored transposed, so that its rows interleave, is taken whole, whatever its size.
+    One that must be gathered, from strides or from boxes, shares no block with others.
 
     Args:
         plan: what is to be computed.
@@ -103,7 +96,7 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
         elements: size of a block.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
-    strided = {name for c in plan.checkpoints for name, t in c.tensors.items() if t.strides is not None}
+    gathered = {name for c in plan.checkpoints for name, t in c.tensors.items() if t.is_gathered}
     run: list[tuple[PlannedTensor, int]] = []
     end = 0  # where the run ends in the output
     for name, offset in offsets.items():
@@ -111,12 +104,12 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
         if tensor is None or tensor.numel == 0:
             continue
         if run and (
-            offset - end > LARGEST_GAP or tensor.treatment is not run[0][0].treatment or name in strided
+            offset - end > LARGEST_GAP or tensor.treatment is not run[0][0].treatment or name in gathered
         ):
             yield from _cut_run(run, elements)
             run = []
-        if name in strided:
-            yield from _strided_blocks(plan, tensor, offset, elements)
+        if name in gathered:
+            yield from _gathered_blocks(plan, tensor, offset, elements)
         else:
             run.append((tensor, offset))
             end = offset + tensor.numel * tensor.treatment.dtype.itemsize
@@ -147,31 +140,31 @@ def _cut_run(run: Sequence[tuple[PlannedTensor, int]], elements: int) -> Iterato
         yield Block(segments[0].tensor.treatment, tuple(segments), filled, tuple(places))
 
 
-def _strided_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: int) -> Iterator[Block]:
-    """Cut along the first dimension where its rows lie apart in every file."""
-    rows = tensor.shape[0]
-    row = tensor.numel // rows
+def _gathered_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: int) -> Iterator[Block]:
+    """Cut into boxes: whole slices along one dimension, at one place along those before it.
+
+    That is the first dimension whose slices fit a block; or the first of all, for bytes that are not in C
+    order, and without any cut unless the slices lie apart in every file.
+    """
+    shape, itemsize = tensor.shape, tensor.treatment.dtype.itemsize
     stored = [plan.checkpoints[i.checkpoint].tensors[tensor.name] for i in tensor.treatment.inputs]
-    spans = [(one.strides or c_strides(one.shape))[0] for one in stored]
-    step = rows if any(map(rows_interleave, stored)) else max(1, elements // max(row, *spans))
-    for start in range(0, rows, step):
-        count = (min(start + step, rows) - start) * row
-        place = offset + start * row * tensor.treatment.dtype.itemsize
-        segment = Segment(tensor, start * row, count)
-        yield Block(tensor.treatment, (segment,), count, (Place(count, place),))
+    steps = c_strides(shape)
+    spans = [strides[0] for one in stored for strides in _out_of_order(one)]
+    dimension = 0 if spans else next(d for d, step in enumerate(steps) if step <= elements)
+    slices, one_slice = shape[dimension], steps[dimension]
+    most = slices if any(map(rows_interleave, stored)) else max(1, elements // max((one_slice, *spans)))
+    for outer in range(tensor.numel // (slices * one_slice)):
+        for first in range(0, slices, most):
+            start = (outer * slices + first) * one_slice
+            count = (min(first + most, slices) - first) * one_slice
+            place = Place(count, offset + start * itemsize)
+            yield Block(tensor.treatment, (Segment(tensor, start, count),), count, (place,))
 
 
-def window(block: Block, stored: StoredTensor) -> Window:
-    """Return where a strided block's elements lie in a checkpoint that stores them out of order."""
-    strides = stored.strides or c_strides(stored.shape)
-    (segment,) = block.segments
-    row = stored.numel // stored.shape[0]
-    shape = (segment.length // row, *stored.shape[1:])
-    itemsize = stored.dtype.itemsize
-    touched = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    source, offset, _ = stored.extents[0]
-    skipped = segment.start // row * strides[0] * itemsize
-    return Window(Extent(source, offset + skipped, touched * itemsize), shape, strides)
+def _out_of_order(stored: StoredTensor) -> list[tuple[int, ...]]:
+    """Return the strides of what is not stored in C order."""
+    every = [box.strides for box in stored.boxes or ()] + [stored.strides]
+    return [strides for strides in every if strides is not None]
 
 
 def reads(segments: Sequence[Segment], checkpoint: Checkpoint) -> list[Read]:
@@ -218,9 +211,13 @@ def block_elements(plan: Plan, threads: int) -> int:
 
 
 def _bytes_per_element(treatment: Treatment) -> int:
-    """Memory for some rows as they are read, for the sums and for the result."""
+    """Memory for some rows as they are read, for the sums of each output and for a result."""
     itemsize = max(one.dtype.itemsize for one in treatment.inputs)
-    wide = 0 if not treatment.averages else 8 if treatment.accumulator == "float64" else 4
+    outputs = len(treatment.inputs[0].coefficients)
+    if not treatment.averages:
+        # A row, and for each output one to compare with and one to write, unless they are the same.
+        return (2 + (2 * outputs if outputs > 1 else 1)) * itemsize
+    wide = 8 if treatment.accumulator == "float64" else 4
     if treatment.inputs[0].dtype.kind == "complex":
         wide *= 2
-    return ROWS * itemsize + wide + treatment.dtype.itemsize
+    return ROWS * itemsize + outputs * wide + treatment.dtype.itemsize

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from swatool.averaging import kernels
-from swatool.averaging.blocks import LARGEST_GAP, Block, Window, reads, window
+from swatool.averaging.blocks import LARGEST_GAP, Block, reads
+from swatool.averaging.gathering import block_shape, windows
 from swatool.averaging.memory import Memory, Rows, bytes_of
 from swatool.averaging.plan import Input
 from swatool.checkpoints.opening import Checkpoint
+from swatool.tensors import StoredTensor
 
 __all__ = ["BlockReader"]
 
@@ -36,8 +38,8 @@ class BlockReader:
         if len(block.segments) == 1:
             (segment,) = block.segments
             stored = checkpoint.tensors[segment.tensor.name]
-            if stored.strides is not None:
-                self._gather(window(block, stored), one, rows.host[row])
+            if stored.is_gathered:
+                self._gather(block, stored, buffer, rows.host[row])
                 return
             if len(stored.extents) == 1:
                 source, offset, _ = stored.extents[0]
@@ -51,10 +53,17 @@ class BlockReader:
                 position += nbytes if kept else 0
             source.read_into(buffers, offset)
 
-    def _gather(self, found: Window, one: Input, row: Tensor) -> None:
-        """Read the span in which elements lie out of order, and put them in order."""
-        source, offset, nbytes = found.extent
-        span = self._memory.take_on_host("span", nbytes)
-        source.read_into((bytes_of(span),), offset)
-        dtype = kernels.torch_dtype(one.dtype)
-        row.view(dtype).view(found.shape).copy_(span.view(dtype).as_strided(found.shape, found.strides))
+    def _gather(self, block: Block, stored: StoredTensor, buffer: memoryview, row: Tensor) -> None:
+        """Read the spans in which elements lie out of order, or beside others, and put them in order."""
+        dtype = kernels.torch_dtype(stored.dtype)
+        shape = block_shape(block, stored)
+        target = row.view(dtype).view(shape)
+        for found in windows(block, stored):
+            source, offset, nbytes = found.extent
+            if found.shape == shape and found.in_order:
+                source.read_into((buffer,), offset)
+                return
+            span = self._memory.take_on_host("span", nbytes)
+            source.read_into((bytes_of(span),), offset)
+            inside = tuple(slice(b, b + n) for b, n in zip(found.begin, found.shape, strict=True))
+            target[inside].copy_(span.view(dtype).as_strided(found.shape, found.strides))

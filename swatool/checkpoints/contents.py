@@ -1,6 +1,7 @@
-"""What a format reader finds in a file: a tree of plain values in which tensors are only described.
+"""What a format reader finds in a file or folder: a tree of plain values in which tensors are only described.
 
-The readers (`safetensors_file`, `torch_file`) make it, `state_dicts` searches it; neither knows the other.
+The readers (`safetensors_file`, `torch_file` and so on) make it, `state_dicts` searches it; neither knows the
+other.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ class Contents:
             StoredTensor as leaves. It may be cyclic and of any depth: whoever walks it must guard himself.
         locate: gives the bytes of a tensor leaf of this tree; CheckpointError if the leaf lies about them.
         metadata: strings that the format keeps beside the tensors.
+        fields: numbers that lie beside the tensors in a file of their own (step, epoch, metrics).
+        warnings: sentences for the user.
     """
 
     format: str
     root: object
     locate: Callable[[TensorDescriptor | StoredTensor], StoredTensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, int | float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

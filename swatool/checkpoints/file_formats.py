@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swatool.checkpoints.contents import Contents
+from swatool.checkpoints.legacy_torch_file import read_legacy_torch_file
 from swatool.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError, printable
@@ -16,6 +17,7 @@ LEGACY_MAGIC = (
 )
 LEGACY_BEGINNING = 32
 TAR_MAGIC = slice(257, 262)
+LEGACY_TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")  # one of them is the first
 ZIP_MAGIC = b"PK\x03\x04"
 # What people hand over by mistake, by its first bytes.
 OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
@@ -50,13 +52,14 @@ def read_file(source: Source) -> Contents:
         return read_torch_file(source)
     if looks_like_safetensors(beginning, source.size):
         return read_safetensors(source)
+    if beginning[TAR_MAGIC] == b"ustar" and beginning.partition(b"\0")[0] in LEGACY_TAR_MEMBERS:
+        raise CheckpointError(
+            f"{where} is a torch file in the tar format of before 2018: load it with torch and save it again"
+        )
     if beginning[TAR_MAGIC] == b"ustar":
         raise CheckpointError(f"{where} is a tar archive: unpack it, or save the checkpoint again")
     if LEGACY_MAGIC in beginning[:LEGACY_BEGINNING]:
-        raise CheckpointError(
-            f"{where} is a torch file in the format before torch 1.6: load it and save it again with "
-            "torch.save"
-        )
+        return read_legacy_torch_file(source)
     for magic, what in OTHER_FORMATS:
         if beginning.lstrip().startswith(magic):
             raise CheckpointError(f"{where} is {what}")

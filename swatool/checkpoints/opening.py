@@ -12,11 +12,12 @@ from swatool.checkpoints.contents import Contents, TensorDescriptor
 from swatool.checkpoints.file_formats import read_file
 from swatool.checkpoints.files import LocalFiles, LocalFolder
 from swatool.checkpoints.folder_formats import read_folder
+from swatool.checkpoints.hf_folder import is_index
 from swatool.checkpoints.state_dicts import StateDict, find_state_dict, without_prefixes
 from swatool.errors import CheckpointError, UsageError, printable
 from swatool.tensors import StoredTensor
 
-__all__ = ["Checkpoint", "Reading", "open_checkpoint"]
+__all__ = ["Checkpoint", "Reading", "choose_state_dict", "open_checkpoint", "read_contents"]
 
 MAX_SCALARS = 100
 NUMBERS = {"int64": "<q", "int32": "<i", "float64": "<d", "float32": "<f"}
@@ -30,17 +31,22 @@ class Reading:
         key: which state dict, as a dotted path; None finds the only one.
         strip_prefix: prefixes that are taken off every name, besides `module.` and `_orig_mod.`.
         keep_prefix: leave `module.` and `_orig_mod.` where they are.
+        variant: which of the models in a Hugging Face folder, such as `fp16`; None is the plain one, or the
+            only one that there is.
     """
 
     key: str | None = None
     strip_prefix: tuple[str, ...] = ()
     keep_prefix: bool = False
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.strip_prefix, str):
             raise UsageError("strip_prefix must be a tuple of prefixes, not one text")
         if not all(self.strip_prefix):
             raise UsageError("--strip-prefix is empty: name the prefix that is to be taken off")
+        if self.variant == "":
+            raise UsageError("--variant is empty: name the variant, such as fp16, or leave the option out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Checkpoint:
         fields: numbers beside the state dict (step, epoch, metrics).
         opaque: names beside the state dict whose values are of an unknown class.
         metadata: strings that the format keeps beside the tensors.
+        warnings: sentences for the user.
+        prefix: what was taken off every name.
     """
 
     path: str
@@ -68,6 +76,8 @@ class Checkpoint:
     fields: Mapping[str, int | float]
     opaque: tuple[str, ...]
     metadata: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    prefix: str = ""
 
     def close(self) -> None:
         """Close the files."""
@@ -85,24 +95,27 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
     path = os.fspath(path)
     files = LocalFiles()
     try:
-        if os.path.isdir(path):
-            contents = read_folder(LocalFolder(path, files))
-        else:
-            contents = read_file(files.open(path))
-        state_dict = find_state_dict(contents, path, reading.key)
-        names = without_prefixes(
-            list(state_dict.leaves),
-            path,
-            automatic=not reading.keep_prefix,
-            given=reading.strip_prefix,
-        )
-        tensors = {
-            sys.intern(names[name]): _locate(contents, name, leaf) for name, leaf in state_dict.leaves.items()
-        }
-        scalars = _scalars(contents, state_dict)
+        contents = read_contents(path, files, reading.variant)
+        return choose_state_dict(contents, path, files, reading)
     except BaseException:
         files.close()
         raise
+
+
+def choose_state_dict(contents: Contents, path: str, files: LocalFiles, reading: Reading) -> Checkpoint:
+    """Find the state dict in what a checkpoint holds; raises what `open_checkpoint` raises."""
+    state_dict = find_state_dict(contents, path, reading.key)
+    names = without_prefixes(
+        list(state_dict.leaves),
+        path,
+        automatic=not reading.keep_prefix,
+        given=reading.strip_prefix,
+    )
+    tensors = {
+        sys.intern(names[name]): _locate(contents, name, leaf) for name, leaf in state_dict.leaves.items()
+    }
+    scalars = _scalars(contents, state_dict)
+    stored, short = next(iter(names.items()), ("", ""))
     return Checkpoint(
         path=path,
         files=files,
@@ -110,10 +123,27 @@ def open_checkpoint(path: str | os.PathLike[str], reading: Reading | None = None
         key=state_dict.key,
         tensors=tensors,
         skipped=state_dict.skipped,
-        fields=_metadata_numbers(contents.metadata) | scalars | dict(state_dict.fields),
+        fields={
+            **_metadata_numbers(contents.metadata),
+            **contents.fields,
+            **scalars,
+            **state_dict.fields,
+        },
         opaque=state_dict.opaque,
         metadata=contents.metadata,
+        warnings=contents.warnings,
+        prefix=stored.removesuffix(short),
     )
+
+
+def read_contents(path: str, files: LocalFiles, variant: str | None = None) -> Contents:
+    """Describe what a file or a folder holds, which its index may stand for; CheckpointError if it is bad."""
+    if os.path.isdir(path):
+        return read_folder(LocalFolder(path, files), variant)
+    folder, name = os.path.split(path)
+    if is_index(name):
+        return read_folder(LocalFolder(folder or os.curdir, files), index=name)
+    return read_file(files.open(path))
 
 
 def _locate(contents: Contents, name: str, leaf: TensorDescriptor | StoredTensor) -> StoredTensor:

@@ -13,10 +13,12 @@ from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTe
 from swatool.errors import printable
 from swatool.tensors import DTYPES, DType
 
-__all__ = ["MalformedError", "Storage", "call", "is_key", "storage"]
+__all__ = ["NOT_AN_IDENTIFIER", "MalformedError", "Storage", "call", "is_key", "storage"]
 
 MAX_RANK = 64
 MAX_LENGTH = (1 << 63) - 1
+
+NOT_AN_IDENTIFIER = "holds a persistent id that is not one of torch.save"
 
 Arguments = tuple[object, ...]
 
@@ -70,20 +72,23 @@ class Storage(Opaque):
         dtype: element type; None for an untyped storage.
         key: names the storage's record in the file.
         nbytes: its length, as the pickle claims it.
+        part: first element and number of elements of the part that is meant, as very old files have it;
+            None for the whole storage.
     """
 
     dtype: DType | None
     key: str
     nbytes: int
+    part: tuple[int, int] | None = None
 
 
 def storage(identifier: object) -> Opaque:
     """Return the storage that a persistent id of torch.save names; quantized ones are a mere Opaque."""
     if type(identifier) is not tuple or len(identifier) != 5:
-        raise MalformedError("holds a persistent id that is not one of torch.save")
+        raise MalformedError(NOT_AN_IDENTIFIER)
     tag, kind, key, _location, count = identifier
     if type(tag) is not str or tag != "storage" or type(kind) is not Opaque or type(key) is not str:
-        raise MalformedError("holds a persistent id that is not one of torch.save")
+        raise MalformedError(NOT_AN_IDENTIFIER)
     if type(count) is not int or not 0 <= count <= MAX_LENGTH:
         raise MalformedError(f"gives storage {printable(key)} an impossible length")
     if kind.name in UNTYPED_STORAGES:
@@ -152,7 +157,19 @@ def _view(arguments: Arguments, dtype: DType | None) -> TensorDescriptor | Unsup
     if dtype is None:
         raise MalformedError(f"rebuilds a tensor of unknown type from storage {printable(base.key)}")
     _check_layout(base.key, offset, shape, strides)
+    if base.part is not None:
+        offset = _offset_of_part(base, offset, shape, strides)  # type: ignore[arg-type]
     return TensorDescriptor(dtype, shape, strides, base.key, base.nbytes, offset)  # type: ignore[arg-type]
+
+
+def _offset_of_part(base: Storage, offset: int, shape: Arguments, strides: Arguments) -> int:
+    """Return where a tensor begins in the whole storage that lies in a part of it."""
+    first, count = base.part or (0, 0)
+    pairs: list[tuple[int, int]] = list(zip(shape, strides, strict=True))  # type: ignore[arg-type]
+    reach = 1 + sum((length - 1) * stride for length, stride in pairs)
+    if 0 not in shape and offset + reach > count:
+        raise MalformedError(f"describes a tensor that goes beyond its part of storage {printable(base.key)}")
+    return first + offset
 
 
 def _check_layout(key: str, offset: object, shape: object, strides: object) -> None:

@@ -10,9 +10,10 @@ import pickle
 import struct
 from collections.abc import Mapping
 
-from swatool.checkpoints.contents import Opaque
-from swatool.checkpoints.pickle_globals import MalformedError, call, is_key, storage
+from swatool.checkpoints.contents import Opaque, TensorDescriptor
+from swatool.checkpoints.pickle_globals import MalformedError, call, is_key
 from swatool.checkpoints.pickle_machine import PickleMachine
+from swatool.checkpoints.pickle_records import Record
 from swatool.checkpoints.pickle_values import (
     BYTES,
     Handler,
@@ -31,6 +32,7 @@ __all__ = ["HANDLERS", "EndOfPickle"]
 
 MAX_PROTOCOL = 5
 FRAME_LENGTH = struct.Struct("<Q")
+DICT_SLOT = 32  # bytes for each key and each value
 
 BYTEARRAY = Opaque("builtins.bytearray")
 SET = Opaque("builtins.set")
@@ -181,6 +183,7 @@ def _set_item(machine: PickleMachine, position: int) -> int:
 
 def _set_items(machine: PickleMachine, position: int) -> int:
     items = machine.since_mark()
+    machine.held += DICT_SLOT * len(items)
     _update(machine.stack[-1], items)
     return position
 
@@ -191,7 +194,7 @@ def _update(target: object, items: list[object]) -> None:
     if type(target) is dict:
         for index in range(0, len(items), 2):
             key = items[index]
-            if is_key(key):
+            if is_key(key) or type(key) is Record:
                 target[key] = items[index + 1]
     elif not isinstance(target, Opaque):
         raise MalformedError("sets items of something that is not a dict")
@@ -216,7 +219,15 @@ def _reduce(machine: PickleMachine, position: int) -> int:
     function = machine.stack[-1]
     if type(arguments) is not tuple or not isinstance(function, Opaque):
         raise MalformedError("calls something that is not a function")
-    machine.stack[-1] = call(function, arguments)
+    if function.name in machine.records:
+        machine.stack[-1] = Record(function.name, arguments)
+        machine.described += 1
+        return position
+    result = machine.stack[-1] = call(function, arguments)
+    if type(result) is TensorDescriptor:
+        machine.described += 1
+    elif type(result) is dict:
+        machine.held += 2 * DICT_SLOT * len(result)
     return position
 
 
@@ -230,14 +241,15 @@ def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
 
 def _build(machine: PickleMachine, position: int) -> int:
     """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights."""
-    machine.stack.pop()
-    if not machine.stack:
-        raise IndexError
+    state = machine.stack.pop()
+    target = machine.stack[-1]
+    if type(target) is Record:
+        target.state = state
     return position
 
 
 def _persistent(machine: PickleMachine, position: int) -> int:
-    machine.stack[-1] = storage(machine.stack[-1])
+    machine.stack[-1] = machine.persistent(machine.stack[-1])
     return position
 
 
@@ -252,7 +264,7 @@ def _protocol(machine: PickleMachine, position: int) -> int:
 
 
 def _frame(machine: PickleMachine, position: int) -> int:
-    machine.checked(position + 8 + FRAME_LENGTH.unpack_from(machine.data, position)[0])
+    machine.inside(position + 8 + FRAME_LENGTH.unpack_from(machine.data, position)[0])
     return position + 8
 
 

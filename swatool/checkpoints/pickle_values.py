@@ -6,6 +6,7 @@ Lengths are compared with what is left of the file before anything is made; what
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 
 from swatool.checkpoints.contents import Opaque
@@ -26,8 +27,10 @@ __all__ = [
     "text_integer",
 ]
 
-MAX_TEXT = 1 << 20  # longer texts are not materialised
+MAX_TEXT = 1 << 20  # longer texts are not materialised; a piece of the pickle holds two of them
 MAX_INTEGER = 255  # bytes; longer integers are not materialised
+SHORT_TEXT = 16  # characters of one byte that the opcode's own cost pays for
+SHORT_TEXT_SIZE = 48  # bytes that it pays for, less what an allocator rounds up
 
 LONG_TEXT = Opaque("builtins.str")
 LONG_INTEGER = Opaque("builtins.int")
@@ -70,11 +73,16 @@ def text(layout: str) -> Handler:
 
     def push(machine: PickleMachine, position: int) -> int:
         start = position + size
-        end = machine.checked(start + read(machine.data, position)[0])
-        if end - start > MAX_TEXT:
+        length = read(machine.data, position)[0]
+        if length > MAX_TEXT:
+            end = machine.inside(start + length)
             machine.stack.append(LONG_TEXT)
-        else:
-            machine.stack.append(machine.data[start:end].decode())
+            return end
+        end = machine.at_hand(start + length)
+        value = machine.data[start:end].decode()
+        if length > SHORT_TEXT or not value.isascii():
+            machine.held += sys.getsizeof(value) - SHORT_TEXT_SIZE
+        machine.stack.append(value)
         return end
 
     return push
@@ -99,7 +107,7 @@ def byte_string(layout: str, stand_in: Opaque) -> Handler:
     read, size = reader(layout)
 
     def push(machine: PickleMachine, position: int) -> int:
-        end = machine.checked(position + size + read(machine.data, position)[0])
+        end = machine.inside(position + size + read(machine.data, position)[0])
         machine.stack.append(stand_in)
         return end
 
@@ -112,11 +120,14 @@ def long_integer(layout: str) -> Handler:
 
     def push(machine: PickleMachine, position: int) -> int:
         start = position + size
-        end = machine.checked(start + read(machine.data, position)[0])
-        if end - start > MAX_INTEGER:
+        length = read(machine.data, position)[0]
+        if length > MAX_INTEGER:
+            end = machine.inside(start + length)
             machine.stack.append(LONG_INTEGER)
-        else:
-            machine.stack.append(int.from_bytes(machine.data[start:end], "little", signed=True))
+            return end
+        end = machine.at_hand(start + length)
+        machine.held += length
+        machine.stack.append(int.from_bytes(machine.data[start:end], "little", signed=True))
         return end
 
     return push

@@ -5,21 +5,33 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from swatool.checkpoints.folder_formats import is_checkpoint
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import CheckpointError, UsageError, printable
 
-__all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "select", "step_in_name"]
+__all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "passed_over", "select", "step_in_name"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
-STEP_FIELDS = ("step", "global_step", "iteration", "iter", "num_updates", "n_iter", "epoch")
+STEP_FIELDS = ("step", "global_step", "global_steps", "iteration", "iter", "num_updates", "n_iter", "epoch")
 # `it` only as a word of its own: ViT-16 is no step.
 STEP_WORD = re.compile(r"(?:step|iteration|iter|updates?|(?<![a-z])it)[-_=.]?(\d+)", re.IGNORECASE)
 EPOCH_WORD = re.compile(r"epoch[-_=.]?(\d+)", re.IGNORECASE)
 INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\.?\d)")
+# What a run's folders are called, by step.
+NAMED_BY_STEP = re.compile(r"(?:checkpoint|ckpt|(?:global_?)?step|epoch|iteration|iter)[-_=]?(\d+)")
+# The folder of one part of a checkpoint, whose number is not a step.
+PART = re.compile(r"pytorch_model_fsdp(?:_\d+)?")
+# What a training run saves beside the weights, under suffixes that they have, too.
+NO_WEIGHTS = re.compile(
+    r"training_args\.bin|(?:optimizer|scheduler|scaler|sampler)(?:_\d+)?\.(?:pt|bin)|rng_state.*\.pth"
+    r"|.*optim_states\.pt"
+)
+BESIDE_THE_WEIGHTS = ("optim", "scheduler", "sampler")
 SORTS = ("step", "name", "mtime", "given")
 
 
@@ -62,41 +74,123 @@ class DatedCheckpoint(NamedTuple):
 
 
 def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Turn files, quoted glob patterns and folders into the paths of files.
+    """Turn files, quoted glob patterns and folders into the paths of checkpoints: files, and folders of one.
 
-    A folder stands for the checkpoint files in it, by suffix, not for those in folders below.
+    A folder is a checkpoint, or stands for the folders in it that are, such as `checkpoint-500`, or for the
+    checkpoint files in it, by suffix; not for those further below.
 
     Raises:
         CheckpointError: a pattern matches nothing, a folder cannot be listed or holds no checkpoint.
     """
-    paths: list[str] = []
+    return [path for found in _expanded(inputs) for path in found.paths]
+
+
+def passed_over(inputs: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Return sentences about models that are left out, because of checkpoints in folders beside them."""
+    return tuple(
+        f"of the run {printable(found.folder)}, only folders named by a step are taken; left out: "
+        f"{', '.join(map(printable, found.left_out[:5]))}{', ...' if len(found.left_out) > 5 else ''}"
+        for found in _expanded(inputs)
+        if found.left_out
+    )
+
+
+class Found(NamedTuple):
+    """What one input stands for.
+
+    Attributes:
+        paths: the checkpoints.
+        folder: the folder that they were found in; empty for a file.
+        left_out: the models that it holds besides, itself included if it is one.
+    """
+
+    paths: list[str]
+    folder: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
     for given in inputs:
         path = os.fspath(given)
         if os.path.isdir(path):
-            paths += _files_in(path)
+            yield _found_in(path)
         elif os.path.lexists(path) or not glob.has_magic(path):
-            paths.append(path)
+            yield Found([path])
         else:
             matches = sorted(glob.glob(path, recursive=True))
+            matches = [match for match in matches if not (os.path.isdir(match) and _is_temporary(match))]
             if not matches:
                 raise CheckpointError(f"no file matches {printable(path)}")
-            for match in matches:
-                paths += _files_in(match) if os.path.isdir(match) else [match]
-    return paths
+            yield from (_found_in(match) if os.path.isdir(match) else Found([match]) for match in matches)
 
 
-def _files_in(folder: str) -> list[str]:
+class Listing(NamedTuple):
+    """What lies in a folder: all names, sorted, and the paths of the folders and of the files among them."""
+
+    names: list[str]
+    folders: list[str]
+    files: list[str]
+
+
+def _list(folder: str) -> Listing:
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    listing = Listing([entry.name for entry in found], [], [])
+    for entry in found:
+        if not _is_temporary(entry.name):
+            (listing.folders if entry.is_dir() else listing.files).append(os.path.join(folder, entry.name))
+    return listing
+
+
+def _found_in(folder: str) -> Found:
     try:
-        names = sorted(os.listdir(folder))
+        listing = _list(folder)
     except OSError as error:
         raise CheckpointError(f"cannot list {printable(folder)}: {error.strerror}") from error
-    found = [
-        os.path.join(folder, name) for name in names if name.endswith(SUFFIXES) and not name.startswith(".")
-    ]
-    found = [path for path in found if not os.path.isdir(path)]
-    if not found:
-        raise CheckpointError(f"{printable(folder)} holds no checkpoints ({', '.join(SUFFIXES)})")
-    return found
+    files = [path for path in listing.files if path.endswith(SUFFIXES) and not _is_no_weights(path)]
+    below = [found for path in listing.folders if (found := _checkpoint_in(path))]
+    own = [folder] if is_checkpoint(listing.names) else files
+    run = [path for path in below if _named_by_step(path, folder)]
+    if own == [folder] and len(run) == 1 and os.path.basename(run[0]).startswith("global"):
+        run = []  # DeepSpeed's part of this checkpoint
+    if run:
+        others = [path for path in below if path not in run]
+        return Found(run, folder, tuple(own + others))
+    if not (own or below):
+        raise CheckpointError(
+            f"{printable(folder)} holds no checkpoints ({', '.join(SUFFIXES)}, or folders that are one)"
+        )
+    return Found(own or below, folder)
+
+
+def _checkpoint_in(path: str) -> str | None:
+    """Return the folder if it is a checkpoint, or the only one in it that is, as FSDP leaves them."""
+    with suppress(OSError):
+        listing = _list(path)
+        if is_checkpoint(listing.names):
+            return path
+        found = [inner for inner in listing.folders if _is_model(inner)]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _is_model(path: str) -> bool:
+    with suppress(OSError):
+        return is_checkpoint(os.listdir(path)) and not os.path.basename(path).startswith(BESIDE_THE_WEIGHTS)
+    return False
+
+
+def _is_no_weights(path: str) -> bool:
+    return NO_WEIGHTS.fullmatch(os.path.basename(path)) is not None
+
+
+def _is_temporary(path: str) -> bool:
+    name = os.path.basename(os.path.normpath(path))
+    return name.startswith((".", "tmp-")) or name.endswith((".tmp", ".incomplete"))
+
+
+def _named_by_step(path: str, folder: str) -> bool:
+    return NAMED_BY_STEP.fullmatch(os.path.relpath(path, folder).split(os.sep)[0]) is not None
 
 
 def select(checkpoints: Sequence[Checkpoint], selection: Selection) -> tuple[DatedCheckpoint, ...]:
@@ -165,16 +259,18 @@ def _whole(fields: Mapping[str, int | float], name: str) -> int | None:
 
 
 def step_in_name(path: str) -> int | None:
-    """Return the training step that a file's name tells, or None.
+    """Return the training step that the name of a file or folder tells, or None.
 
     A number after `step` or `iter` counts before one after `epoch`, and those before the last whole number;
-    decimals (`val_loss=0.21`) are no steps.
+    decimals (`val_loss=0.21`) are no steps. A name without a number may lie in a folder such as
+    `checkpoint-500`.
     """
-    stem = os.path.basename(path)
+    folder, stem = os.path.split(path.rstrip(os.sep))
     while os.path.splitext(stem)[1] in SUFFIXES:
         stem = os.path.splitext(stem)[0]
     for word in (STEP_WORD, EPOCH_WORD, INTEGER):
         found = word.findall(stem)
-        if found:
+        if found and not PART.fullmatch(stem):
             return int(found[-1][-18:])
-    return None
+    above = NAMED_BY_STEP.fullmatch(os.path.basename(folder))
+    return int(above[1][-18:]) if above else None

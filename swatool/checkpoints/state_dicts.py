@@ -13,10 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, UnsupportedTensor
+from swatool.checkpoints.library_layouts import check_gathered, take_count, updates
 from swatool.errors import CheckpointError, MismatchError, printable
 from swatool.tensors import StoredTensor
 
-__all__ = ["AUTOMATIC_PREFIXES", "StateDict", "find_state_dict", "names_an_average", "without_prefixes"]
+__all__ = [
+    "AUTOMATIC_PREFIXES",
+    "Candidate",
+    "StateDict",
+    "find_state_dict",
+    "list_state_dicts",
+    "names_an_average",
+    "without_prefixes",
+]
 
 MAX_DEPTH = 8
 MAX_DICTS = 100_000
@@ -73,6 +82,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
+        """What `--key` calls it."""
         return ".".join(self.path)
 
 
@@ -99,16 +109,28 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
         for name, value in chosen.node.items()
         if isinstance(name, str) and isinstance(value, Leaf)
     }
+    check_gathered(chosen.ancestors[0] if chosen.ancestors else {}, leaves, path)
     skipped = tuple(str(name) for name in chosen.node if name not in leaves)
+    count = take_count(leaves)
     beside = [(n, v) for node in chosen.ancestors for n, v in node.items() if isinstance(n, str)]
     return StateDict(
         key=chosen.key,
         leaves=leaves,
         skipped=skipped,
-        fields=_fields([*chosen.ancestors, chosen.node]),
-        scalars={name: value for name, value in beside if isinstance(value, Leaf) and not value.shape},
+        fields=updates(chosen.ancestors) | _fields([*chosen.ancestors, chosen.node]),
+        scalars={name: value for name, value in beside if isinstance(value, Leaf) and not value.shape}
+        | count,
         opaque=tuple(name for name, value in beside if isinstance(value, Opaque)),
     )
+
+
+def list_state_dicts(contents: Contents) -> tuple[tuple[Candidate, ...], tuple[Candidate, ...]]:
+    """Return everything that `key` could choose, and what remains of it if nothing is said.
+
+    Where one remains, `find_state_dict` takes it; where none or several do, it needs a key.
+    """
+    candidates = tuple(_candidates(contents.root))
+    return candidates, tuple(_remaining(candidates))
 
 
 def _candidates(root: object) -> Iterator[Candidate]:
@@ -152,13 +174,18 @@ def _under_key(candidates: Sequence[Candidate], key: str, path: str) -> Candidat
     )
 
 
-def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) -> Candidate:
+def _remaining(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out what is told not to be the state dict by its place, its name or its size."""
     once = {id(candidate.node): candidate for candidate in reversed(candidates)}
     weights = [c for c in candidates if c is once[id(c.node)] and not _lies_beside(c)]
     weights = _without_wrappers(weights)
     weights = _without_inner(weights)
     plain = [c for c in weights if not names_an_average(c.key)]
-    remaining = plain or weights
+    return plain or weights
+
+
+def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) -> Candidate:
+    remaining = _remaining(candidates)
     if len(remaining) == 1:
         return remaining[0]
     if remaining:
@@ -220,7 +247,7 @@ def _listing(candidates: Sequence[Candidate]) -> str:
     return "there are " + ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _fields(nodes: Sequence[Mapping[object, object]]) -> Mapping[str, int | float]:
+def _fields(nodes: Sequence[Mapping[object, object]]) -> dict[str, int | float]:
     return {
         name: value
         for node in nodes

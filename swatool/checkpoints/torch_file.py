@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 
-from swatool.checkpoints.contents import Contents, TensorDescriptor
-from swatool.checkpoints.pickle_descriptors import load_descriptors
+from swatool.checkpoints.contents import Contents
+from swatool.checkpoints.pickle_descriptors import next_descriptors
+from swatool.checkpoints.pickle_machine import PIECE
+from swatool.checkpoints.storages import Storages
 from swatool.checkpoints.zip_records import TORCHSCRIPT, Record, data_offset, read_directory
 from swatool.errors import CheckpointError, printable
-from swatool.tensors import Extent, Source, StoredTensor
+from swatool.tensors import Source
 
-__all__ = ["read_torch_file"]
+__all__ = ["MAX_PICKLE", "read_torch_file"]
 
 MAX_PICKLE = 64 << 20
-MAX_EXPANDED = 1 << 20  # elements of an expanded tensor, which are more than its storage holds
+MAX_METADATA = 1 << 20  # as objects, twenty times that
+METADATA = "swatool.json"  # what swatool says of a file that it wrote
 
 
 def read_torch_file(source: Source) -> Contents:
@@ -26,8 +30,9 @@ def read_torch_file(source: Source) -> Contents:
     records = read_directory(source)
     folder = _folder(source, records)
     _check_byte_order(source, records.get(f"{folder}/byteorder"))
-    root = load_descriptors(_read_pickle(source, records[f"{folder}/data.pkl"]), printable(source.path))
-    return Contents("torch zip", root, _Storages(source, records, f"{folder}/data/").locate)
+    root = _load_pickle(source, records[f"{folder}/data.pkl"], len(records))
+    locate = Storages(source, _Records(source, records, f"{folder}/data/")).locate
+    return Contents("torch zip", root, locate, _read_metadata(source, records.get(f"{folder}/{METADATA}")))
 
 
 def _folder(source: Source, records: Mapping[str, Record]) -> str:
@@ -58,21 +63,50 @@ def _check_byte_order(source: Source, record: Record | None) -> None:
         )
 
 
-def _read_pickle(source: Source, record: Record) -> bytes:
+def _load_pickle(source: Source, record: Record, storages: int) -> object:
+    """Interpret the pickle, in which the values take the more memory the more storages there are."""
+    begin = data_offset(source, record)
+    _check_pickle(source, record, begin)
+    where = printable(source.path)
+    end = begin + record.size
+    root, reached = next_descriptors(source.read, (begin, end), where, earning=storages)
+    if reached != end:
+        raise CheckpointError(
+            f"{where} is damaged or was not written by torch.save: its pickle goes on after its end"
+        )
+    return root
+
+
+def _check_pickle(source: Source, record: Record, begin: int) -> None:
+    """Refuse a pickle that is too long, or does not match its checksum; 0 is what torch writes for none."""
     if record.size > MAX_PICKLE:
         raise CheckpointError(
             f"the pickle of {printable(source.path)} has {record.size:,} bytes, more than {MAX_PICKLE:,}: "
             "save the state dict alone"
         )
-    data = source.read(data_offset(source, record), record.size)
-    if record.crc and zlib.crc32(data) != record.crc:
+    if not record.crc:
+        return
+    crc = 0
+    for offset in range(0, record.size, PIECE):
+        crc = zlib.crc32(source.read(begin + offset, min(PIECE, record.size - offset)), crc)
+    if crc != record.crc:
         raise CheckpointError(
             f"{printable(source.path)} is damaged: {printable(record.name)} does not match its checksum"
         )
-    return data
 
 
-class _Storages:
+def _read_metadata(source: Source, record: Record | None) -> Mapping[str, str]:
+    """Read what swatool said of a file of its own; nothing where that is not texts by name."""
+    if record is None or record.size > MAX_METADATA:
+        return {}
+    try:
+        found = json.loads(source.read(data_offset(source, record), record.size))
+    except (ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+class _Records:
     """The records that hold the tensors' bytes; a local header is read when it is first needed."""
 
     def __init__(self, source: Source, records: Mapping[str, Record], prefix: str) -> None:
@@ -80,55 +114,16 @@ class _Storages:
         self._records = records
         self._prefix = prefix
         self._begins: dict[str, int] = {}
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def locate(self, tensor: TensorDescriptor | StoredTensor) -> StoredTensor:
-        """Return where a tensor's bytes lie; CheckpointError if it does not fit into its storage."""
-        if isinstance(tensor, StoredTensor):
-            return tensor
-        begin = self._begin(tensor)
-        dtype, strides = tensor.dtype, tensor.strides
-        shape = self._shapes.setdefault(tensor.shape, tensor.shape)  # equal ones are kept once
-        count, reach, in_order = _measure(shape, strides)
-        if count == 0:
-            return StoredTensor(dtype, shape, ())
-        held = tensor.storage_nbytes // dtype.itemsize
-        if tensor.offset + reach > held:
-            raise self._lie(tensor, f"reaches element {tensor.offset + reach:,} of {held:,}")
-        if count > held and (0 not in strides or count > MAX_EXPANDED):
-            raise CheckpointError(
-                f"a tensor in record {self._shown(tensor)} makes more elements than it can of the "
-                f"{held:,} stored ones: save it after .contiguous()"
-            )
-        begin += tensor.offset * dtype.itemsize
-        extent = Extent(self._source, begin, reach * dtype.itemsize)
-        return StoredTensor(dtype, shape, (extent,), None if in_order else strides)
+    def size(self, key: str) -> int | None:
+        record = self._records.get(self._prefix + key)
+        return None if record is None else record.size
 
-    def _begin(self, tensor: TensorDescriptor) -> int:
-        record = self._records.get(self._prefix + tensor.storage)
-        if record is None:
-            raise self._lie(tensor, "is not in the file")
-        if record.size != tensor.storage_nbytes:
-            raise self._lie(tensor, f"has {record.size:,} bytes instead of {tensor.storage_nbytes:,}")
-        begin = self._begins.get(tensor.storage)
+    def begin(self, key: str) -> int:
+        begin = self._begins.get(key)
         if begin is None:
-            begin = self._begins[tensor.storage] = data_offset(self._source, record)
+            begin = self._begins[key] = data_offset(self._source, self._records[self._prefix + key])
         return begin
 
-    def _shown(self, tensor: TensorDescriptor) -> str:
-        return f"{printable(self._prefix + tensor.storage)} of {printable(self._source.path)}"
-
-    def _lie(self, tensor: TensorDescriptor, what: str) -> CheckpointError:
-        return CheckpointError(f"record {self._shown(tensor)} {what}")
-
-
-def _measure(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, bool]:
-    """Return the number of elements, the elements from the first to the last, and whether in C order."""
-    count, reach, in_order = 1, 1, True
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length == 1:
-            continue
-        in_order = in_order and stride == count
-        count *= length
-        reach += (length - 1) * stride
-    return count, reach, in_order
+    def shown(self, key: str) -> str:
+        return f"record {printable(self._prefix + key)} of {printable(self._source.path)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, printable
-from swatool.tensors import StoredTensor
+from swatool.tensors import Extent, StoredTensor
 
 __all__ = ["load_weights", "read_tensor"]
 
@@ -24,15 +24,26 @@ def read_tensor(stored: StoredTensor) -> Tensor:
     dtype = getattr(torch, stored.dtype.name)
     if not stored.numel:
         return torch.empty(stored.shape, dtype=dtype)
-    data = bytearray(sum(extent.nbytes for extent in stored.extents))
+    if stored.boxes is None:
+        return _as_stored(stored.extents, dtype, stored.shape, stored.strides)
+    whole = torch.empty(stored.shape, dtype=dtype)
+    for box, extent in zip(stored.boxes, stored.extents, strict=True):
+        inside = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.lengths, strict=True))
+        whole[inside] = _as_stored((extent,), dtype, box.lengths, box.strides)
+    return whole
+
+
+def _as_stored(
+    extents: Sequence[Extent], dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int] | None
+) -> Tensor:
+    """Read elements as they lie in the files."""
+    data = bytearray(sum(extent.nbytes for extent in extents))
     view, position = memoryview(data), 0
-    for source, offset, nbytes in stored.extents:
+    for source, offset, nbytes in extents:
         source.read_into([view[position : position + nbytes]], offset)
         position += nbytes
     values = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
-    if stored.strides is None:
-        return values.view(stored.shape)
-    return values.as_strided(stored.shape, stored.strides)
+    return values.view(shape) if strides is None else values.as_strided(shape, strides)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swatool.averaging import blocks
-from swatool.averaging.blocks import LARGEST_GAP, Block, block_elements, cut, reads, window
+from swatool.averaging.blocks import LARGEST_GAP, Block, block_elements, cut, reads
+from swatool.averaging.gathering import windows
 from swatool.averaging.plan import Policies, make_plan
 from swatool.checkpoints.opening import Checkpoint, open_checkpoint
 from swatool.output.layout import OutputTensor
@@ -52,7 +53,7 @@ def stored(specs, order, gaps):
 
 
 def planned(*checkpoints, policies=None):
-    plan = make_plan(checkpoints, [1 / len(checkpoints)] * len(checkpoints), policies or Policies())
+    plan = make_plan(checkpoints, [[1 / len(checkpoints)] * len(checkpoints)], policies or Policies())
     layout = lay_out([OutputTensor(t.name, t.treatment.dtype, t.shape) for t in plan.tensors], {})
     return plan, layout
 
@@ -228,7 +229,7 @@ def test_blocks_of_a_torch_file_hold_its_tensors(tmp_path, tensors, elements):
                 position += nbytes
             continue
         assert len(block.segments) == 1
-        place = window(block, one.tensors[name])
+        (place,) = windows(block, one.tensors[name])
         data = bytearray(place.extent.source.read(place.extent.offset, place.extent.nbytes))
         values = torch.frombuffer(data, dtype=tensors[name].dtype).as_strided(place.shape, place.strides)
         assert values.numel() == length
@@ -254,7 +255,8 @@ def test_a_tensor_strided_in_one_checkpoint_only(tmp_path):
     for some in (files, files[::-1]):
         plan, layout = planned(*some)
         (block,) = check_cut(plan, layout, 10, whole={"w"})
-        assert window(block, files[0].tensors["w"]).strides == (1, 6)
+        (place,) = windows(block, files[0].tensors["w"])
+        assert place.strides == (1, 6)
         assert row_of(block, files[1]) == raw(weight)
     for one in files:
         one.close()

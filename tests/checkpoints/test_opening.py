@@ -82,6 +82,15 @@ def test_a_torch_file_is_known_by_its_bytes(tmp_path, name):
     assert checkpoint.metadata == {}
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x"])
+def test_a_torch_file_of_before_1_6_is_known_by_its_bytes(tmp_path, name, protocol):
+    root = {"model": STATE, "epoch": 3}
+    torch.save(root, tmp_path / name, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    checkpoint = assert_read(tmp_path / name, "torch legacy", "model")
+    assert checkpoint.fields == {"epoch": 3}
+
+
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.gz", "x"])
 def test_a_safetensors_file_is_known_by_its_bytes(tmp_path, name):
     (tmp_path / name).write_bytes(as_safetensors({"step": "12", "format": "pt"}))
@@ -146,16 +155,10 @@ def test_an_empty_prefix_is_refused():
         Reading(strip_prefix=("module.", ""))
 
 
-def tar(path):
+def tar(path, member="model.pt"):
     with tarfile.open(path, "w") as archive:
-        archive.addfile(tarfile.TarInfo("model.pt"))
+        archive.addfile(tarfile.TarInfo(member))
     return path.read_bytes()
-
-
-def legacy(protocol):
-    file = io.BytesIO()
-    torch.save(STATE, file, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
-    return file.getvalue()
 
 
 def empty_zip(path):
@@ -178,8 +181,6 @@ OTHERS = {
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
     "NumPy": (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "a NumPy array"),
     "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "a GGUF file: give the checkpoint that it was made from"),
-    "legacy torch file": (legacy(2), "format before torch 1.6: load it and save it again"),
-    "legacy torch file, protocol 4": (legacy(4), "format before torch 1.6"),
     "plain pickle": (pickle.dumps({"w": [1.0]}), "a plain pickle: save a state dict with torch.save"),
     "plain pickle, protocol 2": (pickle.dumps({"w": [1.0]}, 2), "a plain pickle"),
     "text": (b"hello, world\n" * 10, "is no checkpoint: neither a safetensors file nor a zip file"),
@@ -199,6 +200,12 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, case, name):
 
 def test_a_tar_archive_is_called_what_it_is(tmp_path):
     assert "is a tar archive" in refusal(tmp_path / "x.pt", tar(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("member", ["sys_info", "pickle", "storages", "tensors"])
+def test_the_tar_format_of_old_torch_is_called_what_it_is(tmp_path, member):
+    message = refusal(tmp_path / "x.pt", tar(tmp_path / "x.tar", member))
+    assert "is a torch file in the tar format of before 2018: load it with torch and save it again" in message
 
 
 def test_an_empty_zip_archive_is_called_what_it_is(tmp_path):

@@ -5,6 +5,7 @@ import collections
 import datetime
 import decimal
 import enum
+import gc
 import io
 import os
 import pathlib
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTensor
-from swatool.checkpoints.pickle_descriptors import load_descriptors
+from swatool.checkpoints.pickle_descriptors import load_descriptors, next_descriptors
 from swatool.errors import CheckpointError
 from swatool.tensors import DTYPES
 
@@ -458,7 +459,7 @@ AUDIT = """
 import sys
 from pathlib import Path
 from swatool.checkpoints.files import LocalFile
-from swatool.checkpoints.pickle_descriptors import load_descriptors
+from swatool.checkpoints.pickle_descriptors import load_descriptors, next_descriptors
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError
 
@@ -634,7 +635,7 @@ def test_bombs_neither_hang_nor_kill():
 
 
 def test_too_many_opcodes_are_refused():
-    assert "5,000,000 opcodes" in refusal(program(b"N0" * 2_500_000))
+    assert "holds far more than its tensors need" in refusal(program(b"N0" * 2_500_000))
 
 
 def test_a_large_memo_index_costs_nothing():
@@ -719,3 +720,98 @@ def test_random_opcodes_raise_nothing_but_checkpoint_errors():
             load_descriptors(program(body), WHERE)
         except CheckpointError:
             continue
+
+
+# A pickle that is read piece by piece, or stands in front of something else.
+
+
+def outcome(load, *arguments):
+    try:
+        return load(*arguments)
+    except CheckpointError as error:
+        return str(error)
+
+
+def pieces(monkeypatch, size):
+    monkeypatch.setattr("swatool.checkpoints.pickle_machine.PIECE", size)
+    monkeypatch.setattr("swatool.checkpoints.pickle_values.MAX_TEXT", 1000)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_it_does_not_matter_where_one_piece_ends_and_the_next_begins(monkeypatch, protocol):
+    value = {
+        "model": torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict(),
+        "args": argparse.Namespace(a=[1.5, "x" * 900], b="y" * 5000, c=b"z" * 5000),
+        "numbers": [0, 300, 70_000, -1, 2**40, 1.5, "\u4e2d"] * 50,
+    }
+    data = saved_pickle(value, protocol)
+    pieces(monkeypatch, 1 << 20)
+    expected = load_descriptors(data, WHERE)
+    for size in range(2100, 2200):
+        pieces(monkeypatch, size)
+        assert load_descriptors(data, WHERE) == expected
+
+
+def test_damage_is_found_the_same_wherever_a_piece_ends(monkeypatch):
+    dice = random.Random(8)
+    opcodes = b"()]}N\x88\x85\x86\x87tRQbaesu0122q\x00h\x00K\x94\x81\x92\x90\x91\x8fcX\x8c\x93"
+    for _ in range(1500):
+        # A piece ends somewhere in the damage.
+        body = b"N0" * 1025 + bytes(dice.choices(opcodes, k=dice.randint(1, 60)))
+        data = program(body + b"N0" * dice.randrange(2))
+        pieces(monkeypatch, 1 << 20)
+        expected = outcome(load_descriptors, data, WHERE)
+        pieces(monkeypatch, 2100 - dice.randrange(48))
+        assert outcome(load_descriptors, data, WHERE) == expected
+
+
+def test_an_operation_without_its_values_is_not_tried_again_with_the_next_piece(monkeypatch):
+    # Of these values the second operation would take the first one's; the piece ends behind the operation.
+    body = b"N0" * 1022 + b"]((K\1e"
+    for size in range(len(body) - 2, len(body) + 6):
+        pieces(monkeypatch, size)
+        assert "takes a value that is not there" in refusal(program(body))
+
+
+def test_a_pickle_may_stand_in_front_of_another():
+    first, second = saved_pickle({"w": torch.ones(6).view(2, 3)}), pickle.dumps([1, "x"], 2)
+    data = b"junk" + first + second + b"more"
+
+    def read(offset, nbytes):
+        return data[offset : offset + nbytes]
+
+    value, end = next_descriptors(read, (4, len(data)), WHERE)
+    assert value == {"w": WEIGHTS}
+    assert end == 4 + len(first)
+    assert next_descriptors(read, (end, len(data)), WHERE) == ([1, "x"], end + len(second))
+    with pytest.raises(CheckpointError, match="near byte 0"):
+        next_descriptors(read, (end + len(second), len(data)), WHERE)
+    with pytest.raises(CheckpointError, match="ends"):
+        next_descriptors(read, (4, 4 + len(first) - 1), WHERE)
+
+
+def test_what_is_stepped_over_is_not_read():
+    got = []
+    total = 3 << 30
+    head = b"\x80\x04](" + b"\x8e" + struct.pack("<Q", total)
+
+    def read(offset, nbytes):
+        got.append(nbytes)
+        inside = max(0, len(head) - offset)
+        return (head[offset : offset + nbytes] + bytes(max(0, nbytes - inside)))[:nbytes]
+
+    with pytest.raises(CheckpointError, match=f"near byte {len(head) + total}"):
+        next_descriptors(read, (0, len(head) + total + 10), WHERE)
+    assert sum(got) < 5 << 20
+
+
+def test_the_collector_is_left_as_it_was():
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            load_descriptors(program(b"N"), WHERE)
+            assert gc.isenabled() == enabled
+            refusal(program(b"0"))
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()

@@ -14,6 +14,7 @@ from swatool.checkpoints.selection import (
     Selection,
     expand,
     natural_key,
+    passed_over,
     select,
     step_in_name,
 )
@@ -175,6 +176,17 @@ STEPS_IN_NAMES = {
     "loss1.5.pt": None,
     "model.1000.pt": 1000,
     "model-00001-of-00002.safetensors": 2,
+    "run/checkpoint-500": 500,
+    "run/checkpoint-500/": 500,
+    "run/checkpoint-500//": 500,
+    "run/checkpoint-500/model.safetensors": 500,
+    "run/checkpoint-500/model.safetensors.index.json": 500,
+    "run/checkpoint-500/unet": 500,
+    "run/checkpoint-500/pytorch_model_fsdp_0": 500,
+    "run/epoch_3/ckpt-100.pt": 100,
+    "run/global_step500/": 500,
+    "run/my-run-500/model.safetensors": None,
+    "run/my-run-500/": 500,
     "checkpoint.pth.tar": None,
     "checkpoint-9.pth.tar": 9,
     "vit16-epoch3.pt": 3,
@@ -354,7 +366,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(monkeypatch):
     def fail(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(CheckpointError, match="cannot list 'run': Permission denied"):
         expand(["run"])
 
@@ -364,3 +376,137 @@ def test_a_pattern_that_matches_folders_gives_the_checkpoints_in_them(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "ckpt.pt").touch()
     assert expand([f"{tmp_path}/run-*"]) == [f"{tmp_path}/run-1/ckpt.pt", f"{tmp_path}/run-2/ckpt.pt"]
+
+
+def write(*names):
+    for name in names:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        open(name, "w").close()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+BESIDE = (
+    *("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "scaler.pt"),
+    *("rng_state.pth", "rng_state_0.pth", "random_states_0.pkl", "sampler_1.bin", "trainer_state.json"),
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+)
+
+
+def write_model(folder, *more):
+    write(*(f"{folder}/{name}" for name in ("model.safetensors", "config.json", *more)))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_is_one_checkpoint_stands_for_itself():
+    write_model("run/checkpoint-500", *BESIDE)
+    for given in ("run/checkpoint-500", "run/checkpoint-500/"):
+        assert expand([given]) == [given]
+        assert passed_over([given]) == ()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_stands_for_the_checkpoints_in_it():
+    for step in (500, 1000):
+        write_model(f"run/checkpoint-{step}", *BESIDE)
+    write_model("run/tmp-checkpoint-1500")
+    write_model("run/checkpoint-1500.tmp")
+    write_model("run/.checkpoint-1600")
+    write("run/runs/events.out", "run/training_args.bin", "run/README.md")
+    wanted = ["run/checkpoint-1000", "run/checkpoint-500"]
+    assert expand(["run"]) == wanted
+    assert expand(["run/checkpoint-*"]) == wanted
+    assert expand(["run/*check*-*0*"]) == wanted
+    assert passed_over(["run"]) == ()
+    assert [step_in_name(path) for path in expand(["run/"])] == [1000, 500]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_final_model_of_a_run_is_passed_over_and_said_so():
+    for step in (500, 1000):
+        write_model(f"run/checkpoint-{step}")
+    write_model("run", "training_args.bin")
+    assert expand(["run"]) == ["run/checkpoint-1000", "run/checkpoint-500"]
+    assert passed_over(["run", "run/checkpoint-*"]) == (
+        "of the run 'run', only folders named by a step are taken; left out: 'run'",
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_other_models_beside_a_run_s_folders_are_passed_over():
+    write_model("run/step_100")
+    write("run/a.pt")
+    assert expand(["run"]) == ["run/step_100"]
+    write_model("run/best")
+    assert expand(["run"]) == ["run/step_100"]
+    assert passed_over(["run"]) == (
+        "of the run 'run', only folders named by a step are taken; left out: 'run/a.pt', 'run/best'",
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_below_that_is_no_step_s_does_not_take_a_model_s_place():
+    write_model("model")
+    write(
+        "model/2_Dense/model.safetensors", "files/a-1.pt", "files/a-2.pt", "files/teacher/model.safetensors"
+    )
+    assert expand(["model"]) == ["model"]
+    assert expand(["files"]) == ["files/a-1.pt", "files/a-2.pt"]
+
+
+@pytest.mark.usefixtures("here")
+def test_folders_of_any_name_are_taken_if_there_is_nothing_else():
+    write_model("soup/mine")
+    write_model("soup/yours")
+    assert expand(["soup"]) == ["soup/mine", "soup/yours"]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_only_model_inside_a_step_s_folder_is_that_checkpoint():
+    for step in (1, 2):
+        write(f"run/checkpoint-{step}/unet/diffusion_pytorch_model.safetensors")
+        write(f"run/checkpoint-{step}/optimizer_0/model.safetensors", f"run/checkpoint-{step}/optimizer.bin")
+    assert expand(["run"]) == ["run/checkpoint-1/unet", "run/checkpoint-2/unet"]
+    assert [step_in_name(path) for path in expand(["run"])] == [1, 2]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_single_global_step_belongs_to_the_model_around_it():
+    write_model("run/checkpoint-5")
+    write_model("run/checkpoint-5/global_step5")
+    assert expand(["run/checkpoint-5"]) == ["run/checkpoint-5"]
+    assert expand(["run"]) == ["run/checkpoint-5"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_no_weights_is_not_taken_for_a_checkpoint(name):
+    write("run/ckpt-1.pt", f"run/{name}", "run/my-optimizer.pt")
+    assert expand(["run"]) == ["run/ckpt-1.pt", "run/my-optimizer.pt"]
+    write(f"only/{name}")
+    with pytest.raises(CheckpointError, match="'only' holds no checkpoints"):
+        expand(["only"])
+
+
+@pytest.mark.usefixtures("here")
+def test_an_index_is_left_to_the_opening():
+    write("run/model.safetensors.index.json", "run/model-00001-of-00001.safetensors")
+    assert expand(["run/*.index.json"]) == ["run/model.safetensors.index.json"]
+    assert expand(["run"]) == ["run"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_below_that_cannot_be_listed_is_no_checkpoint(monkeypatch):
+    write("run/a.pt", "run/step_1/model.safetensors")
+    scandir = os.scandir
+
+    def fail_below(path):
+        if path == "run/step_1":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail_below)
+    assert expand(["run"]) == ["run/a.pt"]

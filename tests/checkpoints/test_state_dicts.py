@@ -167,7 +167,7 @@ DEEPSPEED = {
 LAYOUTS = {
     "lightning": (LIGHTNING, "state_dict", {"epoch": 3, "global_step": 1200}),
     "timm": (TIMM, "state_dict", {"epoch": 7, "version": 2, "metric": 71.5}),
-    "fairseq": (FAIRSEQ, "model", {}),
+    "fairseq": (FAIRSEQ, "model", {"num_updates": 500}),
     "deepspeed": (DEEPSPEED, "module", {"global_steps": 10, "mp_world_size": 1}),
 }
 

@@ -1,0 +1,172 @@
+"""The files of single parts inside a `.distcp` file: each is a torch zip file of its own, of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from swatool.checkpoints.contents import TensorDescriptor
+from swatool.checkpoints.dcp_metadata import Item
+from swatool.checkpoints.torch_file import read_torch_file
+from swatool.checkpoints.zip_records import CENTRAL, END, IN_ZIP64_32
+from swatool.errors import CheckpointError, printable
+from swatool.tensors import Buffer, Extent, Folder, Source, StoredTensor
+
+__all__ = ["ItemReader"]
+
+WINDOW = 2048  # bytes in which a small item's directory, or its pickle, lies
+MAX_KNOWN = 2000
+# Of the zip format: the beginning of an entry of the directory, and places in it and in its end.
+ENTRY = b"PK\1\2"
+CHECKSUM = 16
+LENGTH_FIELDS = slice(10, 13)
+DIRECTORY_FIELD = 6
+
+
+class Part:
+    """A range of a file that is a file of its own; a Source.
+
+    What describes a tensor lies at the range's two ends, in a few records each: one read brings a whole end.
+    """
+
+    def __init__(self, whole: Source, begin: int, size: int) -> None:
+        self.path = whole.path
+        self.size = size
+        self.whole = whole
+        self.begin = begin
+        self._windows: list[tuple[int, bytes]] = []
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes of the range; CheckpointError if it does not have them."""
+        end = offset + nbytes
+        for begin, data in self._windows:
+            if begin <= offset and end <= begin + len(data):
+                return data[offset - begin : end - begin]
+        self._check(offset, end)
+        begin = min(offset, max(0, self.size - WINDOW))
+        data = self.whole.read(self.begin + begin, max(end - begin, min(WINDOW, self.size - begin)))
+        self._windows.append((begin, data))
+        return data[offset - begin : end - begin]
+
+    def read_into(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """Fill the buffers one after the other; CheckpointError if the range does not have the bytes."""
+        self._check(offset, offset + sum(map(len, buffers)))
+        self.whole.read_into(buffers, self.begin + offset)
+
+    def _check(self, offset: int, end: int) -> None:
+        if not 0 <= offset <= end <= self.size:
+            raise CheckpointError(f"{printable(self.path)} is damaged: a part in it ends too early")
+
+
+class Alike(NamedTuple):
+    """An item that was read, to tell others by that are the same but for their elements.
+
+    Attributes:
+        head: its bytes before the elements: the pickle, and what precedes the elements.
+        directory: where its directory begins.
+        spans: what of the directory must be the same; the rest is the checksums of what is not read here.
+        entries: those bytes.
+        stored: what it holds.
+    """
+
+    head: bytes
+    directory: int
+    spans: tuple[tuple[int, int], ...]
+    entries: bytes
+    stored: StoredTensor
+
+
+class ItemReader:
+    """Finds the tensors in the items of a folder.
+
+    Most items of a checkpoint differ from some other one in nothing but their elements and checksums. Those
+    are compared with it instead of being taken apart, which takes a tenth of the time.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._names = frozenset(folder.names)
+        # By the item's length, and what it should hold.
+        self._known: dict[tuple[int, Hashable], Alike | None] = {}
+
+    def locate(self, item: Item, expected: Hashable) -> StoredTensor:
+        """Return the one tensor that an item holds.
+
+        Args:
+            item: where it lies.
+            expected: equal for items that should hold equally long tensors of one type.
+
+        Raises:
+            CheckpointError: its file is not there, ends before it, or the item holds something else.
+        """
+        whole = self._open(item)
+        part = Part(whole, item.offset, item.nbytes)
+        key = (item.nbytes, expected)
+        known = self._known.get(key)
+        stored = known.stored if known and _is_alike(part, known) else _read(part)
+        if known is None and len(self._known) < MAX_KNOWN:
+            self._known[key] = _taken_as_a_model(part, stored)
+        extents = tuple(Extent(whole, item.offset + begin, nbytes) for _, begin, nbytes in stored.extents)
+        return StoredTensor(stored.dtype, stored.shape, extents, stored.strides)
+
+    def _open(self, item: Item) -> Source:
+        if item.file not in self._names:  # nor is any path that leads out of the folder
+            raise CheckpointError(
+                f"{printable(self._folder.path)} is incomplete: {printable(item.file)}, which its .metadata "
+                "names, is not in it; copy the whole folder"
+            )
+        whole = self._folder.open(item.file)
+        if item.offset + item.nbytes > whole.size:
+            raise CheckpointError(
+                f"{printable(whole.path)} is truncated or damaged: a part should end at byte "
+                f"{item.offset + item.nbytes:,}, and the file has {whole.size:,}"
+            )
+        return whole
+
+
+def _read(part: Part) -> StoredTensor:
+    """Take an item apart."""
+    contents = read_torch_file(part)
+    if not isinstance(contents.root, TensorDescriptor):
+        raise CheckpointError(
+            f"{printable(part.path)} is damaged: the part at byte {part.begin:,} of it is no tensor"
+        )
+    return contents.locate(contents.root)
+
+
+def _taken_as_a_model(part: Part, stored: StoredTensor) -> Alike | None:
+    """Return what others are compared with; None for an item that is not short around its elements."""
+    begin = stored.extents[0].offset if stored.extents else 0
+    directory = END.unpack(part.read(part.size - END.size, END.size))[DIRECTORY_FIELD]
+    # Beyond 4 GiB, where the directory begins is written elsewhere.
+    if directory == IN_ZIP64_32 or begin > WINDOW or part.size - directory > WINDOW:
+        return None
+    data = part.read(directory, part.size - directory)
+    spans = tuple(_spans_without_checksums(data))
+    return Alike(part.read(0, begin), directory, spans, _joined(data, spans), stored)
+
+
+def _spans_without_checksums(directory: bytes) -> Iterator[tuple[int, int]]:
+    """Yield what of a directory is not the checksum of a record; that of the pickle is one that counts."""
+    start = entry = 0
+    while directory[entry : entry + 4] == ENTRY:
+        fields = CENTRAL.unpack_from(directory, entry)
+        lengths = fields[LENGTH_FIELDS]
+        name = directory[entry + CENTRAL.size : entry + CENTRAL.size + lengths[0]]
+        if not name.endswith(b"/data.pkl"):
+            yield start, entry + CHECKSUM
+            start = entry + CHECKSUM + 4
+        entry += CENTRAL.size + sum(lengths)
+    yield start, len(directory)
+
+
+def _joined(data: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
+    return b"".join(data[begin:end] for begin, end in spans)
+
+
+def _is_alike(part: Part, known: Alike) -> bool:
+    """Tell whether an item of the same length describes the same tensor, at the same place in it."""
+    if part.read(0, len(known.head)) != known.head:
+        return False
+    data = part.read(known.directory, part.size - known.directory)
+    return _joined(data, known.spans) == known.entries

@@ -1,0 +1,236 @@
+"""The `.metadata` of a torch.distributed.checkpoint folder: which tensors there are, where their parts lie.
+
+It is a pickle of Metadata objects. It is interpreted, never unpickled: each object is an inert record here,
+whose fields are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
+
+from swatool.checkpoints.contents import Opaque
+from swatool.checkpoints.pickle_descriptors import next_descriptors
+from swatool.checkpoints.pickle_records import Record
+from swatool.errors import CheckpointError, printable
+from swatool.tensors import DTYPES, DType, Source
+
+__all__ = ["NOTES", "Chunk", "Item", "Metadata", "TensorEntry", "are_lengths", "read_metadata"]
+
+MAX_BYTES = 256 << 20
+MAX_PARTS = 1_000_000  # of tensors, and what is said of each; more may not take more memory
+BYTES_OF_EACH = 32  # at least, as torch writes them
+MAX_RANK = 64
+MAX_LENGTH = 2**63
+MAX_DEPTH = 64
+NOTES = "swatool_notes"  # an attribute of swatool's own outputs, which torch does not look at
+
+HOMES = ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.checkpoint.metadata")
+OBJECTS = (
+    *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata"),
+    *("ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+)
+FILES = ("torch.distributed.checkpoint.filesystem", "torch.distributed._shard.checkpoint.filesystem")
+RECORDS = frozenset(
+    {
+        *(f"{home}.{name}" for home in HOMES for name in OBJECTS),
+        *(f"{home}.{name}" for home in FILES for name in ("_StorageInfo", "_StoragePrefix")),
+        "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+    }
+)
+
+Lengths = tuple[int, ...]
+
+
+class Chunk(NamedTuple):
+    """A part of a tensor: where in the tensor it begins, and its shape."""
+
+    offsets: Lengths
+    lengths: Lengths
+
+
+class Item(NamedTuple):
+    """Where the file of one part lies: a range of bytes in a file of the folder."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor as the metadata describe it.
+
+    Attributes:
+        dtype: element type; a name for one that cannot be averaged.
+        shape: length of each dimension.
+        chunks: the parts, still as they were found; `chunks_of` checks them.
+    """
+
+    dtype: DType | str
+    shape: Lengths
+    chunks: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """All that a `.metadata` says.
+
+    Attributes:
+        where: the file, fit to be printed, for messages.
+        tensors: what there is, by name.
+        others: names of what is no tensor: pickles, which stay unread.
+        items: where each part of each tensor lies, by the tensor's name and the part's offsets.
+        paths: the keys that lead to each name in the state dict that was saved; may lack names.
+        notes: texts that swatool keeps in its own outputs.
+    """
+
+    where: str
+    tensors: Mapping[str, TensorEntry]
+    others: tuple[str, ...]
+    items: Mapping[tuple[str, Lengths], Item]
+    paths: Mapping[str, tuple[str | int, ...]]
+    notes: Mapping[str, str]
+
+    def chunks_of(self, name: str) -> list[Chunk]:
+        """Return a tensor's parts; CheckpointError if they are not boxes of its rank."""
+        entry = self.tensors[name]
+        rank = len(entry.shape)
+        return [_chunk(found, rank, name, self.where) for found in entry.chunks]
+
+
+def read_metadata(source: Source) -> Metadata:
+    """Interpret the `.metadata` of a folder.
+
+    Raises:
+        CheckpointError: it is too large, damaged or hostile, or describes something else.
+    """
+    where = printable(source.path)
+    if source.size > MAX_BYTES:
+        raise CheckpointError(f"{where} has {source.size:,} bytes; at most {MAX_BYTES:,} are read")
+    earning = min(MAX_PARTS, source.size // BYTES_OF_EACH)
+    root, end = next_descriptors(source.read, (0, source.size), where, records=RECORDS, earning=earning)
+    if end != source.size:
+        raise CheckpointError(f"{where} is damaged: it goes on after its end")
+    fields = _fields(root, "Metadata", where)
+    entries, items = fields.get("state_dict_metadata"), fields.get("storage_data")
+    if not isinstance(entries, dict) or not isinstance(items, dict):
+        raise CheckpointError(
+            f"{where} does not say which tensors there are and where they lie: it was not written by "
+            "torch.distributed.checkpoint to a folder"
+        )
+    tensors, others = _entries(entries, where)
+    found = _items(items, where)
+    # Each part has an item of its own; a list of parts that many tensors share would be long to check.
+    if sum(len(entry.chunks) for entry in tensors.values()) > len(found):
+        raise CheckpointError(f"{where} is damaged: it describes more parts of tensors than it places")
+    return Metadata(where, tensors, others, found, _paths(fields, where), _notes(fields))
+
+
+def _fields(value: object, kind: str, where: str) -> dict[str, object]:
+    """Return the fields of an object of this class."""
+    state = value.state if type(value) is Record and value.name.endswith(f".{kind}") else None
+    if type(state) is not dict:
+        raise CheckpointError(
+            f"{where} is damaged or was not written by torch.distributed.checkpoint: something in it should "
+            f"be a {kind} and is not"
+        )
+    return state
+
+
+def _entries(found: Mapping[object, object], where: str) -> tuple[Mapping[str, TensorEntry], tuple[str, ...]]:
+    tensors: dict[str, TensorEntry] = {}
+    others: list[str] = []
+    for name, value in found.items():
+        if type(name) is not str or type(value) is not Record:
+            raise CheckpointError(f"{where} is damaged: it describes something that has no name")
+        if value.name.endswith(".BytesStorageMetadata"):
+            others.append(name)
+        else:
+            tensors[sys.intern(name)] = _entry(name, value, where)
+    return tensors, tuple(others)
+
+
+def _entry(name: str, value: Record, where: str) -> TensorEntry:
+    fields = _fields(value, "TensorStorageMetadata", where)
+    properties, shape, chunks = fields.get("properties"), fields.get("size"), fields.get("chunks")
+    state = properties.state if type(properties) is Record else None
+    dtype = state[0] if type(state) is tuple and state else None
+    if type(dtype) is not Opaque or not are_lengths(shape) or type(chunks) is not list:
+        raise _damaged(name, where, "has no dtype, shape or parts")
+    short = dtype.name.removeprefix("torch.")
+    return TensorEntry(DTYPES.get(short, dtype.name), shape, chunks)
+
+
+def _chunk(value: object, rank: int, name: str, where: str) -> Chunk:
+    fields = _fields(value, "ChunkStorageMetadata", where)
+    offsets, lengths = fields.get("offsets"), fields.get("sizes")
+    if not are_lengths(offsets) or not are_lengths(lengths):
+        raise _damaged(name, where, "has a part without place and shape")
+    if not len(offsets) == len(lengths) == rank:
+        raise _damaged(name, where, "has a part of another number of dimensions")
+    return Chunk(offsets, lengths)
+
+
+def _items(found: Mapping[object, object], where: str) -> Mapping[tuple[str, Lengths], Item]:
+    """Return where tensors' parts lie; what has no offsets is no tensor."""
+    items: dict[tuple[str, Lengths], Item] = {}
+    for key, value in found.items():
+        index = _fields(key, "MetadataIndex", where)
+        name, offsets = index.get("fqn"), index.get("offset")
+        if type(name) is not str or (offsets is not None and not are_lengths(offsets)):
+            raise CheckpointError(f"{where} is damaged: it places something that has no name")
+        if offsets is None:
+            continue
+        at = (sys.intern(name), offsets)
+        if at in items:
+            raise _damaged(name, where, "has two parts at one place")
+        items[at] = _item(name, value, where)
+    return items
+
+
+def _item(name: str, value: object, where: str) -> Item:
+    fields = _fields(value, "_StorageInfo", where)
+    file, offset, nbytes = fields.get("relative_path"), fields.get("offset"), fields.get("length")
+    if fields.get("transform_descriptors"):
+        raise CheckpointError(
+            f"{where}: tensor {printable(name)} was packed by an extension when it was saved: save it without"
+        )
+    span = (offset, nbytes)
+    if type(file) is not str or not are_lengths(span):
+        raise _damaged(name, where, "lies at no place in a file")
+    return Item(sys.intern(file), *span)
+
+
+def _paths(fields: Mapping[str, object], where: str) -> Mapping[str, tuple[str | int, ...]]:
+    """Return what the planner noted of the nested state dict; other planners may note something else."""
+    found = fields.get("planner_data")
+    paths: dict[str, tuple[str | int, ...]] = {}
+    for name, path in found.items() if type(found) is dict else ():
+        if type(name) is not str or type(path) is not tuple or not path:
+            continue
+        if len(path) > MAX_DEPTH:
+            raise _damaged(name, where, f"lies more than {MAX_DEPTH} dicts deep")
+        if all(type(key) is str or type(key) is int for key in path):
+            paths[name] = path
+    return paths
+
+
+def _notes(fields: Mapping[str, object]) -> Mapping[str, str]:
+    found = fields.get(NOTES)
+    pairs = found.items() if type(found) is dict else ()
+    return {name: text for name, text in pairs if type(name) is str and type(text) is str}
+
+
+def are_lengths(value: object) -> TypeGuard[Lengths]:
+    """Tell whether this is a tuple of lengths or offsets, of a rank that tensors have."""
+    # By type, because True is an int to Python.
+    if type(value) is not tuple or len(value) > MAX_RANK or not set(map(type, value)) <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < MAX_LENGTH)
+
+
+def _damaged(name: str, where: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{where} is damaged: tensor {printable(name)} {what}")
