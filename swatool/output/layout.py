@@ -69,6 +69,11 @@ class Layout:
     files: tuple[OutputFile, ...]
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the files lie in a folder of their own, rather than being a single one."""
+        return any(file.name for file in self.files)
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.nbytes for file in self.files)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import secrets
 import stat
 import time
 from collections.abc import Collection
@@ -18,17 +16,26 @@ from types import TracebackType
 from typing import Self
 
 from swatool.errors import OutputError, UsageError, printable
+from swatool.output.unfinished import (
+    FILE_MODE,
+    UNSUPPORTED,
+    check_room,
+    dead_names,
+    failure,
+    hidden_name,
+    remove,
+    reserve,
+    split,
+    sync_folder,
+    write_all,
+)
 
 __all__ = ["PendingFile", "check_target"]
 
 # Opens a file that has no name and vanishes with its descriptor; 0 where the system has no such thing.
 UNNAMED: int = getattr(os, "O_TMPFILE", 0)
 OPEN_FILES = "/proc/self/fd"  # through which a file without a name is given one
-MODE = 0o666  # less the umask, as for any new file
-MAX_NAME_BYTES = 255
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 NO_LINKS = (*UNSUPPORTED, errno.EPERM)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(
@@ -52,14 +59,9 @@ def check_target(
         # Trying is the only sure way: permission bits say nothing of root, read-only mounts or quotas.
         with PendingFile(path, 0):
             pass
-        folder = os.statvfs(_split(path)[0])
+        check_room(path, nbytes)
     except OSError as error:
         raise OutputError(f"cannot write {printable(path)}: {error.strerror}") from error
-    free = folder.f_bavail * folder.f_frsize
-    if folder.f_blocks and free < nbytes:  # no blocks at all: the file system does not tell
-        raise OutputError(
-            f"cannot write {printable(path)}: {nbytes:,} bytes are needed and {free:,} are free; make room"
-        )
 
 
 def _check_occupant(path: str, overwrite: bool, inputs: Collection[tuple[int, int]]) -> None:
@@ -94,7 +96,7 @@ class PendingFile:
         self._path = os.fspath(path)
         self._nbytes = nbytes
         self._overwrite = overwrite
-        self._parent, self._name = _split(self._path)
+        self._parent, self._name = split(self._path)
         self._folder = -1
         self._descriptor = -1
         self._unnamed = False
@@ -104,9 +106,10 @@ class PendingFile:
         """Create the file and reserve its room; OutputError if either fails."""
         try:
             self._folder = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _remove_dead(self._folder, self._name)
+            for dead in dead_names(self._folder, self._name):
+                remove(self._folder, dead)
             self._create()
-            _reserve(self._descriptor, self._nbytes)
+            reserve(self._descriptor, self._nbytes)
         except OSError as error:
             failure = self._failure(error)
             self._discard()
@@ -124,12 +127,8 @@ class PendingFile:
 
     def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write all of the buffer at a position in the file; several threads may do so at once."""
-        rest = memoryview(buffer).cast("B")
         try:
-            while rest:
-                count = os.pwrite(self._descriptor, rest, offset)
-                rest = rest[count:]
-                offset += count
+            write_all(self._descriptor, offset, buffer)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -152,25 +151,36 @@ class PendingFile:
             else:
                 self._claim()
             started = time.perf_counter()
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             return waited + time.perf_counter() - started
         except OSError as error:
             raise self._failure(error) from error
+
+    def withdraw(self) -> None:
+        """Take back the name that was given, unless it had been another file's before."""
+        if self._overwrite:
+            return
+        with contextlib.suppress(OSError):
+            there = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
+            if os.path.samestat(there, os.fstat(self._descriptor)):
+                os.unlink(self._name, dir_fd=self._folder)
 
     def _create(self) -> None:
         """Open a new file, without a name where the system can."""
         flags = os.O_RDWR | os.O_CLOEXEC
         if UNNAMED and os.path.isdir(OPEN_FILES):
             try:
-                self._descriptor = os.open(".", flags | UNNAMED, MODE, dir_fd=self._folder)
+                self._descriptor = os.open(".", flags | UNNAMED, FILE_MODE, dir_fd=self._folder)
                 self._unnamed = True
                 return
             except OSError as error:
                 # The last two are how kernels answer that do not know the flag.
                 if error.errno not in (*UNSUPPORTED, errno.EISDIR, errno.ENOENT):
                     raise
-        self._hidden = _hidden_name(self._name)
-        self._descriptor = os.open(self._hidden, flags | os.O_CREAT | os.O_EXCL, MODE, dir_fd=self._folder)
+        self._hidden = hidden_name(self._name)
+        self._descriptor = os.open(
+            self._hidden, flags | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=self._folder
+        )
 
     def _keep_mode(self) -> None:
         """Take over the permissions of the file that is about to be replaced."""
@@ -182,7 +192,7 @@ class PendingFile:
     def _replace(self) -> None:
         """Give the file its name by a rename, which takes the name from the old file."""
         if self._unnamed:
-            self._hidden = _hidden_name(self._name)
+            self._hidden = hidden_name(self._name)
             self._link(self._hidden)
         os.replace(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._hidden = ""
@@ -232,73 +242,5 @@ class PendingFile:
         self._descriptor = self._folder = -1
 
     def _failure(self, error: OSError) -> OutputError:
-        """Put a system error into a sentence, with figures if it is about room."""
-        culprit = f"folder {printable(self._parent)}: " if self._folder < 0 else ""
-        message = f"cannot write {printable(self._path)}: {culprit}{error.strerror}"
-        if error.errno in NO_ROOM:
-            with contextlib.suppress(OSError):
-                folder = os.statvfs(self._folder)
-                own = os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
-                free = folder.f_bavail * folder.f_frsize + own
-                message += f"; {self._nbytes:,} bytes are needed and {free:,} are free"
-        return OutputError(message)
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Return the folder and the name in it."""
-    folder, name = os.path.split(path)
-    if name in ("", ".", ".."):
-        raise UsageError(f"{printable(path)} names a folder: add a file name to -o")
-    return folder or ".", name
-
-
-def _reserve(descriptor: int, nbytes: int) -> None:
-    """Give the file its length and its room on the disk at once, so that a full disk shows at once."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, nbytes)
-            return
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-    os.ftruncate(descriptor, nbytes)
-
-
-def _sync_folder(folder: int) -> None:
-    """Bring a folder's new name to the disk, on file systems that can."""
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-
-
-def _hidden_name(name: str) -> str:
-    """Return a temporary name for a file that will be called `name`: which, on which machine, by whom."""
-    return f"{_hidden_prefix(name)}{os.getpid()}-{secrets.token_hex(8)}.tmp"
-
-
-def _hidden_prefix(name: str) -> str:
-    """Return what the temporary names of one target have in common on this machine."""
-    # Another machine's processes cannot be told dead from alive, so its files must be left alone.
-    suffix = f".swatool-{os.uname().nodename[:64]}-"
-    room = MAX_NAME_BYTES - len(os.fsencode(suffix)) - len(".4194304-0123456789abcdef.tmp")
-    return "." + os.fsencode(name)[:room].decode(errors="ignore") + suffix
-
-
-def _remove_dead(folder: int, name: str) -> None:
-    """Remove the temporary files that killed processes of this machine left for the same target."""
-    pattern = re.compile(re.escape(_hidden_prefix(name)) + r"(\d{1,9})-[0-9a-f]{16}\.tmp")
-    for entry in os.listdir(folder):
-        match = pattern.fullmatch(entry)
-        if match and not _is_alive(int(match[1])):
-            with contextlib.suppress(OSError):
-                os.unlink(entry, dir_fd=folder)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno != errno.ESRCH  # EPERM: alive, and somebody else's
-    return True
+        own = os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+        return failure(self._path, error, self._folder, self._nbytes, own)

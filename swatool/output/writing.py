@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from swatool.output.layout import Layout
-from swatool.output.publish import PendingFile
+from swatool.output.publish import PendingFile, check_target
+from swatool.output.publish_folder import PendingFolder, check_folder_target
+from swatool.output.unfinished import check_room
 
-__all__ = ["Pending", "writing"]
+__all__ = ["Pending", "check_output", "check_room_for_all", "publish_all", "writing"]
 
 
 class Pending(Protocol):
@@ -22,6 +24,57 @@ class Pending(Protocol):
     def publish(self) -> float:
         """Make it visible, and return the seconds spent waiting for the disk."""
 
+    def withdraw(self) -> None:
+        """Take back the name that was given, unless it had replaced something."""
+
+
+def check_output(
+    layout: Layout, path: str | os.PathLike[str], *, overwrite: bool, inputs: Collection[tuple[int, int]]
+) -> None:
+    """Refuse a target that could not or should not be written, before the work of filling it.
+
+    Args:
+        layout: what will be written.
+        path: where it will be published.
+        overwrite: whether what is there already may be replaced.
+        inputs: device and inode of each file that is read.
+
+    Raises:
+        UsageError: the target is or holds an input, is of the wrong kind, or exists without `overwrite`.
+        OutputError: its folder is missing, cannot be written to, or lacks the room.
+    """
+    check = check_folder_target if layout.is_folder else check_target
+    check(path, overwrite=overwrite, inputs=inputs, nbytes=layout.size)
+
+
+def check_room_for_all(layouts: Mapping[str, Layout]) -> None:
+    """Raise OutputError if several outputs, by path, do not fit on their disks together."""
+    needed: dict[int, int] = {}
+    places: dict[int, str] = {}
+    for path, layout in layouts.items():
+        folder = os.path.dirname(os.path.abspath(path.rstrip("/")))
+        device = os.stat(folder).st_dev
+        needed[device] = needed.get(device, 0) + layout.size
+        places[device] = path.rstrip("/")
+    for device, nbytes in needed.items():
+        check_room(places[device], nbytes)
+
+
+def publish_all(pending: Sequence[Pending]) -> float:
+    """Publish several outputs: all of them or, if one fails, none; return the seconds spent on the disk.
+
+    What had replaced something older stays, as that is gone.
+    """
+    waited = 0.0
+    for index, one in enumerate(pending):
+        try:
+            waited += one.publish()
+        except BaseException:
+            for published in pending[:index]:
+                published.withdraw()
+            raise
+    return waited
+
 
 @contextmanager
 def writing(layout: Layout, path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pending]:
@@ -31,7 +84,12 @@ def writing(layout: Layout, path: str | os.PathLike[str], *, overwrite: bool) ->
         UsageError: somebody else published something of this name in the meantime.
         OutputError: the system failed.
     """
-    with PendingFile(path, layout.size, overwrite=overwrite) as pending:
+    beginning = (
+        PendingFolder(path, layout.files, overwrite=overwrite)
+        if layout.is_folder
+        else PendingFile(path, layout.size, overwrite=overwrite)
+    )
+    with beginning as pending:
         for position, data in layout.fixed:
             pending.write(position, data)
         yield pending

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from swatool.errors import OutputError, UsageError
-from swatool.output import publish
+from swatool.output import publish, unfinished
 from swatool.output.layout import OutputTensor
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.safetensors_file import lay_out
@@ -420,7 +420,7 @@ def test_descriptors_are_closed_after_success_and_failure(target, monkeypatch):
     put(target, b"x")
     with pytest.raises(UsageError):
         put(target, b"x")
-    monkeypatch.setattr(publish, "_reserve", lambda *_: 1 / 0)
+    monkeypatch.setattr(publish, "reserve", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), PendingFile(target, 1):
         pass
     assert len(os.listdir(publish.OPEN_FILES)) == len(before)
@@ -607,7 +607,7 @@ def test_a_process_of_somebody_else_is_alive(monkeypatch):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert publish._is_alive(12345)
+    assert unfinished._is_alive(12345)
 
 
 def test_temporaries_of_the_living_of_other_machines_and_of_other_targets_stay(target, monkeypatch):
@@ -616,14 +616,14 @@ def test_temporaries_of_the_living_of_other_machines_and_of_other_targets_stay(t
         dead.wait()
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(os, "uname", lambda: types.SimpleNamespace(nodename="elsewhere"))
-        foreign = publish._hidden_prefix(NAME)
-    prefix = publish._hidden_prefix(NAME)
+        foreign = unfinished.hidden_prefix(NAME)
+    prefix = unfinished.hidden_prefix(NAME)
     tail = "0123456789abcdef.tmp"
     stay = {
         f"{prefix}{os.getpid()}-{tail}",
         f"{prefix}1-{tail}",
         f"{foreign}{dead.pid}-{tail}",
-        f"{publish._hidden_prefix('another')}{dead.pid}-{tail}",
+        f"{unfinished.hidden_prefix('another')}{dead.pid}-{tail}",
         f"{prefix}{dead.pid}-{tail}.bak",
     }
     for name in (*stay, f"{prefix}{dead.pid}-{tail}"):
