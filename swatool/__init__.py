@@ -23,6 +23,10 @@ if TYPE_CHECKING:
         UsageError,
     )
     from swatool.jobs.average import AverageSettings, average
+    from swatool.jobs.diff import DiffSettings, diff
+    from swatool.jobs.diff_report import DiffReport
+    from swatool.jobs.inspect import InspectSettings, inspect
+    from swatool.jobs.inspect_report import InspectReport
     from swatool.jobs.recalibrate import recalibrate_checkpoint
     from swatool.jobs.recalibrate_report import RecalibrationReport
     from swatool.jobs.recalibrate_settings import RecalibrateSettings
@@ -34,6 +38,10 @@ __all__ = [
     "CheckFailedError",
     "CheckpointError",
     "DataError",
+    "DiffReport",
+    "DiffSettings",
+    "InspectReport",
+    "InspectSettings",
     "MismatchError",
     "OutputError",
     "RecalibrateSettings",
@@ -43,6 +51,8 @@ __all__ = [
     "UsageError",
     "__version__",
     "average",
+    "diff",
+    "inspect",
     "recalibrate_bn",
     "recalibrate_checkpoint",
 ]
@@ -50,10 +60,16 @@ __all__ = [
 HOME = {
     "AverageSettings": "swatool.jobs.average",
     "BatchNormReport": "swatool.batchnorm.report",
+    "DiffReport": "swatool.jobs.diff_report",
+    "DiffSettings": "swatool.jobs.diff",
+    "InspectReport": "swatool.jobs.inspect_report",
+    "InspectSettings": "swatool.jobs.inspect",
     "RecalibrateSettings": "swatool.jobs.recalibrate_settings",
     "RecalibrationReport": "swatool.jobs.recalibrate_report",
     "Report": "swatool.report",
     "average": "swatool.jobs.average",
+    "diff": "swatool.jobs.diff",
+    "inspect": "swatool.jobs.inspect",
     "recalibrate_bn": "swatool.batchnorm.recalibrate",
     "recalibrate_checkpoint": "swatool.jobs.recalibrate",
 }

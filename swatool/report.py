@@ -6,9 +6,20 @@ import resource
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
-__all__ = ["CheckpointReport", "OutputReport", "Report", "Seconds", "TensorsReport", "peak_rss_bytes"]
+__all__ = [
+    "CheckpointReport",
+    "Estimate",
+    "FiguresReport",
+    "OutputReport",
+    "Report",
+    "Seconds",
+    "SweepReport",
+    "SweptReport",
+    "TensorsReport",
+    "peak_rss_bytes",
+]
 
 SCHEMA = 1
 
@@ -34,10 +45,17 @@ class CheckpointReport:
 
 @dataclass(frozen=True)
 class OutputReport:
-    """The file that was written, and its size in bytes."""
+    """What was written.
+
+    Attributes:
+        path: the file, or the folder.
+        bytes: size of all files.
+        files: of a folder, the files in it and their sizes in bytes; empty for a single file.
+    """
 
     path: str
     bytes: int
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,38 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run that was only planned would take.
+
+    Attributes:
+        seconds: the whole call; not the fsync, which takes as long as the disk does.
+        memory_bytes: the process's peak resident memory.
+        bytes_per_second: at which the inputs were read in a sample; the seconds rest on it.
+    """
+
+    seconds: float
+    memory_bytes: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class FiguresReport:
+    """What the coefficients amount to.
+
+    Attributes:
+        effective: number of checkpoints in a plain mean with as little noise.
+        lag: mean age of what is averaged, before the newest.
+        lag_unit: of the lag: `steps` of training, or `checkpoints` where steps are not known.
+        l1: sum of the absolute coefficients, by which rounding of the inputs is amplified.
+    """
+
+    effective: float
+    lag: float
+    lag_unit: str
+    l1: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What `average` did, or would do if `dry_run`.
 
@@ -87,6 +137,7 @@ class Report:
         method: name of the scheme.
         parameters: of the scheme.
         checkpoints: what is averaged, oldest first.
+        figures: what the coefficients amount to.
         output: what is written.
         tensors: what is done with each tensor.
         dtype: types of the averaged tensors in the output, and how many bytes are of each.
@@ -99,6 +150,7 @@ class Report:
         merge_signal_kept: where the output is narrower than float32, the share of what averaging changed that
             rounding left, measured on an evenly spaced sample; else None.
         warnings: sentences that deserve attention.
+        estimate: in a dry run, what it would take; else None.
     """
 
     version: str
@@ -107,6 +159,7 @@ class Report:
     method: str
     parameters: Mapping[str, object]
     checkpoints: tuple[CheckpointReport, ...]
+    figures: FiguresReport
     output: OutputReport
     tensors: TensorsReport
     dtype: Mapping[str, int]
@@ -118,6 +171,7 @@ class Report:
     peak_rss_bytes: int
     merge_signal_kept: float | None
     warnings: tuple[str, ...]
+    estimate: Estimate | None = None
 
     def as_json(self, *, names: bool = False) -> dict[str, object]:
         """Return the report as plain data for JSON; tensors are counted, or listed by name if `names`."""
@@ -125,6 +179,63 @@ class Report:
         tensors = asdict(self.tensors)
         data["tensors"] = {kind: list(some) if names else len(some) for kind, some in tensors.items()}
         return data
+
+
+@dataclass(frozen=True)
+class SweptReport:
+    """One average of a sweep.
+
+    Attributes:
+        values: the settings in which it differs from the others, as they were written.
+        report: what was done.
+        value: the number by which it is ranked; None if nothing was evaluated.
+        metrics: all numbers of the evaluation.
+        kept: whether the output is still there.
+    """
+
+    values: Mapping[str, str]
+    report: Report
+    value: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep did, or would do if `dry_run`.
+
+    Attributes:
+        version: of swatool.
+        command: always `average`.
+        dry_run: whether nothing was written.
+        outputs: the averages; after an evaluation, the best first.
+        metric: which number of the evaluation counted, if it gave several.
+        mode: whether the largest (`max`) or the smallest (`min`) is best; None if nothing was evaluated.
+    """
+
+    version: str
+    command: str
+    dry_run: bool
+    outputs: tuple[SweptReport, ...]
+    metric: str | None
+    mode: str | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that deserve attention, of all averages, each once."""
+        return tuple(dict.fromkeys(warning for one in self.outputs for warning in one.report.warnings))
+
+    def as_json(self, *, names: bool = False) -> dict[str, object]:
+        """Return the report as plain data for JSON, as `Report.as_json` does."""
+        outputs = [
+            {**_without(asdict(one), "report"), "report": one.report.as_json(names=names)}
+            for one in self.outputs
+        ]
+        return {"schema": SCHEMA, **_without(asdict(self), "outputs"), "outputs": outputs}
+
+
+def _without(data: dict[str, object], name: str) -> dict[str, object]:
+    return {key: value for key, value in data.items() if key != name}
 
 
 def peak_rss_bytes() -> int:

@@ -26,6 +26,7 @@ KNOWS = {
     "report": {"errors", "tensors"},
     "user_code": {"errors"},
     "batchnorm": {"errors"},
+    "schemes": {"averaging"},
     "swa_utils": {"errors", "averaging", "batchnorm"},
     "models": {"errors", "tensors", "checkpoints", "user_code"},
     "data": {"errors", "tensors", "checkpoints", "user_code", "batchnorm"},
@@ -34,7 +35,7 @@ KNOWS = {
         *("user_code", "batchnorm", "models", "data", "recipe"),
     },
     "recipe": {"errors"},
-    "cli": {"version", "errors", "tensors", "report", "batchnorm", "jobs"},
+    "cli": {"version", "errors", "tensors", "report", "averaging", "batchnorm", "jobs"},
     "__main__": {"cli"},
     # The package itself: what is imported from it directly are its public names.
     "swatool": {"version", "errors", "report", "batchnorm", "jobs"},
@@ -42,7 +43,11 @@ KNOWS = {
 # What works on tensors; all else describes, plans and writes without torch.
 WORKS_ON_TENSORS = ("swatool.batchnorm.", "swatool.data.", "swatool.models.", "swatool.swa_utils")
 IMPORT_TORCH = {
-    f"swatool.averaging.{name}" for name in ("kernels", "reducers", "memory", "reading", "workers", "stream")
+    f"swatool.averaging.{name}"
+    for name in (
+        *("kernels", "reducers", "memory", "reading", "workers", "stream"),
+        *("measuring", "widening"),
+    )
 }
 WITHOUT_TORCH = {f"swatool.data.{name}" for name in ("opening", "options", "files", "npy_header", "npz")}
 IMPORT_RICH = {"swatool.cli.render"}
@@ -103,7 +108,7 @@ def test_the_source_is_read_as_expected():
     assert {"swatool", "swatool.cli", "swatool.checkpoints.opening", "swatool.__main__"} <= set(MODULES)
     assert "swatool.averaging.stream" in everything_imported("swatool.jobs.average")
     loaded = set(imported("", when_loaded(MODULES["swatool.jobs.average"])))
-    assert "swatool.averaging.plan" in loaded
+    assert "swatool.jobs.average_plan" in loaded
     assert "swatool.averaging.stream" not in loaded
     assert "swatool.averaging.kernels" in everything_imported("swatool.averaging.reducers")
 
@@ -182,7 +187,9 @@ def test_torch_load_is_nowhere(module):
         "import swatool",
         "import swatool; swatool.average, swatool.Report, swatool.AverageSettings",
         "import swatool; swatool.recalibrate_checkpoint, swatool.RecalibrateSettings",
+        "import swatool; swatool.inspect, swatool.diff, swatool.InspectReport, swatool.DiffReport",
         "import swatool.jobs.average",
+        "import swatool.jobs.inspect, swatool.jobs.diff",
         "import swatool.cli",
         "import swatool.cli.render",
     ],
@@ -193,7 +200,15 @@ def test_importing_does_not_import_torch(code):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["average", "--help"], ["recalibrate-bn", "--help"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["average", "--help"],
+        ["recalibrate-bn", "--help"],
+        ["inspect", "--help"],
+        ["diff", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_does_not_import_torch(arguments):
     code = (

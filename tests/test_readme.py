@@ -8,10 +8,15 @@ import pytest
 
 import swatool
 import swatool.errors
+from swatool.averaging.measures import Difference, Statistics
 from swatool.averaging.schemes import SCHEMES
 from swatool.batchnorm.recalibrate import MODES
 from swatool.cli.average import average
+from swatool.cli.diff import diff
+from swatool.cli.inspect import inspect as inspect_command
 from swatool.cli.recalibrate_bn import recalibrate_bn
+from swatool.jobs.diff_report import ComparedCheckpoint, DiffReport
+from swatool.jobs.inspect_report import InspectReport, StateDictReport, TensorReport, Total
 from swatool.jobs.recalibrate_report import DataReport, RecalibrationReport, RecalibrationSeconds
 from swatool.report import Report
 
@@ -19,9 +24,19 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-COMMANDS = {"average": average, "recalibrate-bn": recalibrate_bn}
+COMMANDS = {
+    "average": average,
+    "recalibrate-bn": recalibrate_bn,
+    "inspect": inspect_command,
+    "diff": diff,
+}
 SECTIONS = re.split(r"(?m)^(?=## )", README)
-REPORTS = {"average": (Report,), "recalibrate-bn": (RecalibrationReport, RecalibrationSeconds, DataReport)}
+REPORTS = {
+    "average": (Report,),
+    "recalibrate-bn": (RecalibrationReport, RecalibrationSeconds, DataReport),
+    "inspect": (InspectReport, StateDictReport, TensorReport, Total, Statistics),
+    "diff": (DiffReport, ComparedCheckpoint, Difference),
+}
 
 
 def section(command):
@@ -59,7 +74,8 @@ def test_every_method_is_documented(method):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_of_the_json_report_is_documented(command):
     for report in REPORTS[command]:
-        for name in ("schema", *report.__dataclass_fields__):
+        fields = getattr(report, "__dataclass_fields__", None) or report._fields
+        for name in ("schema", *fields):
             assert re.search(rf"\b{name}\b", section(command)), name
 
 

@@ -6,9 +6,13 @@ import pytest
 from swatool.report import (
     SCHEMA,
     CheckpointReport,
+    Estimate,
+    FiguresReport,
     OutputReport,
     Report,
     Seconds,
+    SweepReport,
+    SweptReport,
     TensorsReport,
     peak_rss_bytes,
 )
@@ -20,7 +24,8 @@ REPORT = Report(
     method="ema",
     parameters={"decay": 0.5},
     checkpoints=(CheckpointReport("a.pt", None, 10, 0.25), CheckpointReport("b.pt", 7, 11, 0.75, "model")),
-    output=OutputReport("out", 12),
+    figures=FiguresReport(1.6, 2.0, "steps", 1.0),
+    output=OutputReport("out", 12, {"model.safetensors": 12}),
     tensors=TensorsReport(("w", "b"), ("n",), (), ("t",), ("n",)),
     dtype={"float32": 8},
     device="cpu",
@@ -31,6 +36,7 @@ REPORT = Report(
     peak_rss_bytes=1000,
     merge_signal_kept=0.5,
     warnings=("careful",),
+    estimate=Estimate(4.5, 2000, 1e9),
 )
 
 
@@ -47,7 +53,8 @@ def test_json_has_every_field_and_a_schema_number():
             {"path": "a.pt", "step": None, "bytes": 10, "coefficient": 0.25, "key": ""},
             {"path": "b.pt", "step": 7, "bytes": 11, "coefficient": 0.75, "key": "model"},
         ],
-        "output": {"path": "out", "bytes": 12},
+        "figures": {"effective": 1.6, "lag": 2.0, "lag_unit": "steps", "l1": 1.0},
+        "output": {"path": "out", "bytes": 12, "files": {"model.safetensors": 12}},
         "tensors": {"averaged": 2, "copied": 1, "dropped": 0, "tied": 1, "differing": 1},
         "dtype": {"float32": 8},
         "device": "cpu",
@@ -58,6 +65,7 @@ def test_json_has_every_field_and_a_schema_number():
         "peak_rss_bytes": 1000,
         "merge_signal_kept": 0.5,
         "warnings": ["careful"],
+        "estimate": {"seconds": 4.5, "memory_bytes": 2000, "bytes_per_second": 1e9},
     }
     assert set(data) == {"schema"} | {field.name for field in dataclasses.fields(Report)}
 
@@ -95,7 +103,7 @@ def test_reports_cannot_be_changed(kind):
 
 
 def test_every_field_is_explained():
-    for kind in (Report, CheckpointReport, Seconds, TensorsReport):
+    for kind in (Report, CheckpointReport, OutputReport, Seconds, TensorsReport):
         for field in dataclasses.fields(kind):
             assert f"    {field.name}: " in kind.__doc__
 
@@ -106,3 +114,40 @@ def test_peak_memory_only_grows():
     after = peak_rss_bytes()
     assert before < after
     assert len(ballast) <= after < 100 * before
+
+
+def test_a_sweep_s_json_holds_the_report_of_each_average():
+    other = dataclasses.replace(REPORT, warnings=("careful", "slow"))
+    found = SweepReport(
+        version="1.2.3",
+        command="average",
+        dry_run=False,
+        outputs=(SweptReport({"last": "2"}, REPORT, 0.5, {"acc": 0.5}), SweptReport({"last": "4"}, other)),
+        metric="acc",
+        mode="max",
+    )
+    assert found.warnings == ("careful", "slow")
+    assert json.loads(json.dumps(found.as_json())) == {
+        "schema": SCHEMA,
+        "version": "1.2.3",
+        "command": "average",
+        "dry_run": False,
+        "metric": "acc",
+        "mode": "max",
+        "outputs": [
+            {
+                "values": {"last": "2"},
+                "value": 0.5,
+                "metrics": {"acc": 0.5},
+                "kept": True,
+                "report": json.loads(json.dumps(REPORT.as_json())),
+            },
+            {
+                "values": {"last": "4"},
+                "value": None,
+                "metrics": {},
+                "kept": True,
+                "report": json.loads(json.dumps(other.as_json())),
+            },
+        ],
+    }

@@ -17,7 +17,16 @@ from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, UsageError, printable
 from swatool.tensors import DTYPES, DType, Extent, StoredTensor, rows_interleave
 
-__all__ = ["Action", "Input", "Plan", "PlannedTensor", "Policies", "Treatment", "make_plan"]
+__all__ = [
+    "Action",
+    "Input",
+    "Plan",
+    "PlannedTensor",
+    "Policies",
+    "Treatment",
+    "make_plan",
+    "memory_warnings",
+]
 
 LARGE = 16 * 2**20  # bytes of a tensor that is worth a word when it must be taken whole
 CHOICES = {
@@ -73,6 +82,10 @@ class Action(Enum):
     COPY_FIRST = "copy from the first"
     MUST_EQUAL = "must be equal"
     EXCLUDED = "excluded, copy from the last"
+    MEASURE = "measure, write nothing"
+
+
+Coefficients = tuple[float | None, ...]
 
 
 class Input(NamedTuple):
@@ -81,12 +94,12 @@ class Input(NamedTuple):
     Attributes:
         checkpoint: its place in the plan.
         dtype: the tensor's type there.
-        coefficient: its factor in the average.
+        coefficients: its factor in each output; None in those that it is no part of.
     """
 
     checkpoint: int
     dtype: DType
-    coefficient: float
+    coefficients: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +145,7 @@ class Plan:
 
     Attributes:
         checkpoints: what is read, oldest first.
-        coefficients: their factors.
+        coefficients: their factors in each output; None for those that an output leaves out.
         tensors: what is computed, in no particular order.
         ties: for a name that shares another tensor's bytes, that tensor's name; such names are not computed.
         dropped: names that are left out.
@@ -141,7 +154,7 @@ class Plan:
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    coefficients: tuple[float, ...]
+    coefficients: tuple[Coefficients, ...]
     tensors: tuple[PlannedTensor, ...]
     ties: Mapping[str, str]
     dropped: tuple[str, ...]
@@ -149,14 +162,21 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], policies: Policies) -> Plan:
+def make_plan(
+    checkpoints: Sequence[Checkpoint], coefficients: Sequence[Sequence[float | None]], policies: Policies
+) -> Plan:
     """Match the checkpoints and decide what is done with each tensor.
+
+    Args:
+        checkpoints: all that are read, oldest first.
+        coefficients: for each output, one per checkpoint; None leaves the checkpoint out of that output.
+        policies: what is done where there is a choice.
 
     Raises:
         MismatchError: names, shapes or types do not match; it carries every difference.
         UsageError: a pattern of `exclude` matches nothing.
     """
-    names, dropped, differences = _match_names(checkpoints, policies)
+    names, dropped, differences = _match_names(checkpoints, policies, outputs=len(coefficients))
     excluded = _excluded(names, policies.exclude)
     ties = _ties(checkpoints, names, excluded)
     treatments: dict[tuple[object, ...], Treatment] = {}
@@ -176,22 +196,28 @@ def make_plan(checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], 
     skipped = tuple(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.skipped))
     return Plan(
         checkpoints=tuple(checkpoints),
-        coefficients=tuple(coefficients),
+        coefficients=tuple(map(tuple, coefficients)),
         tensors=tuple(tensors),
         ties=ties,
         dropped=tuple(dropped),
         skipped=skipped,
-        warnings=(*_warnings(tensors, ties, dropped, skipped), *_memory_warnings(tensors, checkpoints)),
+        warnings=(*_warnings(tensors, ties, dropped, skipped), *memory_warnings(tensors, checkpoints)),
     )
 
 
 def _match_names(
-    checkpoints: Sequence[Checkpoint], policies: Policies
+    checkpoints: Sequence[Checkpoint], policies: Policies, outputs: int
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the names to write, the names to drop, and what is wrong."""
     everywhere = set(checkpoints[0].tensors).intersection(*(c.tensors for c in checkpoints[1:]))
     union = list(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.tensors))
     partial = [name for name in union if name not in everywhere]
+    if partial and outputs > 1 and policies.match != "exact":
+        raise MismatchError(
+            "several averages at a time need checkpoints with the same tensors, whatever --match is: make "
+            "the averages one by one",
+            [_missing(name, checkpoints) for name in partial],
+        )
     if policies.match == "union":
         return union, [], []
     if policies.match == "intersection":
@@ -231,12 +257,14 @@ def _ties(checkpoints: Sequence[Checkpoint], names: Sequence[str], excluded: set
             sharing.setdefault(extents, []).append(name)
     ties: dict[str, str] = {}
     for group in sharing.values():
-        for index, name in enumerate(group):
-            for first in group[:index]:
-                same = all(c.tensors.get(name) == c.tensors.get(first) for c in checkpoints)
-                if same and first not in ties and (name in excluded) == (first in excluded):
-                    ties[name] = first
-                    break
+        if len(group) == 1:
+            continue
+        firsts: dict[tuple[object, ...], str] = {}  # looked up, as a group may hold all names there are
+        for name in group:
+            everywhere = tuple(checkpoint.tensors.get(name) for checkpoint in checkpoints)
+            first = firsts.setdefault((name in excluded, *everywhere), name)
+            if first != name:
+                ties[name] = first
     return ties
 
 
@@ -270,37 +298,58 @@ def _differences(
 def _treatment(
     name: str,
     stored: Sequence[tuple[int, StoredTensor]],
-    coefficients: Sequence[float],
+    coefficients: Sequence[Sequence[float | None]],
     policies: Policies,
     excluded: bool,
 ) -> Treatment:
-    last_index, last = stored[-1]
+    last = stored[-1][1]
+    rows: list[Sequence[float | None]] = [[row[index] for index, _ in stored] for row in coefficients]
     if excluded:
-        return Treatment(Action.EXCLUDED, (Input(last_index, last.dtype, 1.0),), last.dtype, "")
+        rows = [_only_the_last(row) for row in rows]
+        return Treatment(Action.EXCLUDED, _inputs(stored, rows), last.dtype, "")
     if not last.dtype.averageable:
-        inputs = tuple(Input(index, tensor.dtype, 1.0) for index, tensor in stored)
         actions = {"last": Action.COPY_LAST, "first": Action.COPY_FIRST, "equal": Action.MUST_EQUAL}
-        return Treatment(actions[policies.integers], inputs, last.dtype, "")
-    present = _renormalized(name, [coefficients[index] for index, _ in stored], coefficients)
+        return Treatment(actions[policies.integers], _inputs(stored, rows), last.dtype, "")
+    rows = [_renormalized(name, row, every) for row, every in zip(rows, coefficients, strict=True)]
     return Treatment(
         Action.AVERAGE,
-        tuple(Input(index, t.dtype, c) for (index, t), c in zip(stored, present, strict=True)),
+        _inputs(stored, rows),
         _output_dtype([tensor.dtype for _, tensor in stored], policies.dtype),
         _accumulator([tensor.dtype for _, tensor in stored], policies.accumulate),
     )
 
 
-def _renormalized(name: str, present: Sequence[float], every: Sequence[float]) -> Sequence[float]:
+def _inputs(
+    stored: Sequence[tuple[int, StoredTensor]], rows: Sequence[Sequence[float | None]]
+) -> tuple[Input, ...]:
+    """Return the checkpoints that any output needs, with their coefficients in all of them."""
+    columns = zip(*rows, strict=True)
+    return tuple(
+        Input(index, tensor.dtype, column)
+        for (index, tensor), column in zip(stored, columns, strict=True)
+        if column.count(None) < len(column)
+    )
+
+
+def _only_the_last(row: Sequence[float | None]) -> list[float | None]:
+    last = max(index for index, one in enumerate(row) if one is not None)
+    return [1.0 if index == last else None for index in range(len(row))]
+
+
+def _renormalized(
+    name: str, present: Sequence[float | None], every: Sequence[float | None]
+) -> Sequence[float | None]:
     """Scale the coefficients of the checkpoints that have a tensor so that they sum to what all sum to."""
     if len(present) == len(every):
         return present
-    total = math.fsum(present)
-    if abs(total) <= 1e-12 * math.fsum(map(abs, every)):
+    some, whole = [c for c in present if c is not None], [c for c in every if c is not None]
+    total = math.fsum(some)
+    if abs(total) <= 1e-12 * math.fsum(map(abs, whole)):
         raise MismatchError(
             f"the checkpoints that have {printable(name)} have a weight of zero together; exclude it, or use "
             "--match intersection"
         )
-    return [coefficient / total * math.fsum(every) for coefficient in present]
+    return [None if c is None else c / total * math.fsum(whole) for c in present]
 
 
 def _output_dtype(dtypes: Sequence[DType], wanted: str) -> DType:
@@ -334,7 +383,7 @@ def _warnings(
         yield "there is no tensor to write"
 
 
-def _memory_warnings(tensors: Sequence[PlannedTensor], checkpoints: Sequence[Checkpoint]) -> Iterable[str]:
+def memory_warnings(tensors: Sequence[PlannedTensor], checkpoints: Sequence[Checkpoint]) -> Iterable[str]:
     """Tell of tensors whose rows interleave in a file, so that they cannot be worked on in blocks."""
     transposed = {
         tensor.name: stored.nbytes

@@ -1,154 +1,156 @@
-"""Averaging schemes: from the steps of the checkpoints to one float64 coefficient for each.
+"""The averaging schemes: from the steps of the checkpoints to one float64 coefficient for each.
 
 A scheme is a frozen dataclass whose fields are its parameters; it checks itself, and `coefficients` is a pure
-function. The command line, the tests and the documentation all read the one table `SCHEMES`.
+function. The command line, recipes, training, the tests and the documentation all read the one table
+`SCHEMES`. Only what is linear with coefficients known beforehand is a scheme; coordinate-wise and
+data-dependent methods are reducers of their own.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar, Protocol
+from dataclasses import MISSING, fields
 
+from swatool.averaging.combination_schemes import Difference, Extrapolate, Interpolate, Weights
+from swatool.averaging.ema_schemes import Bema, CrowsonEma, Ema, PowerEma, WarmupEma
+from swatool.averaging.mean_schemes import LrWeighted, Polynomial, RestartedMean, Swa, Tail, Wma, Wsm
+from swatool.averaging.posthoc_scheme import PosthocEma
+from swatool.averaging.scheme import Described, OnlineScheme, Scheme, Steps
+from swatool.averaging.scheme_checks import option
 from swatool.errors import UsageError, printable
 
-__all__ = ["SCHEMES", "Ema", "Scheme", "Swa", "Weights", "make_scheme"]
+__all__ = [
+    "ONLINE_SCHEMES",
+    "SCHEMES",
+    "Bema",
+    "CrowsonEma",
+    "Difference",
+    "Ema",
+    "Extrapolate",
+    "Interpolate",
+    "LrWeighted",
+    "OnlineScheme",
+    "Polynomial",
+    "PosthocEma",
+    "PowerEma",
+    "RestartedMean",
+    "Scheme",
+    "Swa",
+    "Tail",
+    "WarmupEma",
+    "Weights",
+    "Wma",
+    "Wsm",
+    "informed",
+    "make_scheme",
+]
 
-Steps = Sequence[int | None]
+Online = Swa | Wma | Polynomial | Ema | WarmupEma | PowerEma | RestartedMean
+Offline = (
+    Swa
+    | Ema
+    | WarmupEma
+    | PowerEma
+    | PosthocEma
+    | Wma
+    | Wsm
+    | Tail
+    | Polynomial
+    | LrWeighted
+    | Bema
+    | Interpolate
+    | Extrapolate
+    | Difference
+    | Weights
+)
+# In the order in which they are told.
+SCHEMES: Mapping[str, type[Offline]] = {
+    scheme.name: scheme
+    for scheme in (
+        *(Swa, Ema, WarmupEma, PowerEma, PosthocEma, Wma, Wsm, Tail, Polynomial, LrWeighted, Bema),
+        *(Interpolate, Extrapolate, Difference, Weights),
+    )
+}
+# Those that can be applied in training. The mean of the newest few is for training alone: files have --last.
+ONLINE_SCHEMES: Mapping[str, type[Online]] = {
+    scheme.name: scheme for scheme in (Swa, Ema, WarmupEma, PowerEma, Wma, Polynomial, RestartedMean)
+}
 
-LARGEST_WEIGHT = 1e30  # beyond it the sums, in float32, cannot be finite
-
-
-class Scheme(Protocol):
-    """The rule that gives each checkpoint its coefficient."""
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    source: ClassVar[str]
-
-    def coefficients(self, steps: Steps) -> tuple[float, ...]:
-        """Return one coefficient per checkpoint, oldest first; a step is None where none is known."""
-
-
-@dataclass(frozen=True)
-class Swa:
-    """The mean: what `AveragedModel` computes by default."""
-
-    name: ClassVar[str] = "swa"
-    formula: ClassVar[str] = "c_i = 1/N"
-    source: ClassVar[str] = "Izmailov et al. 2018, Averaging Weights Leads to Wider Optima"
-
-    def coefficients(self, steps: Steps) -> tuple[float, ...]:
-        """Return 1/N for each of the N checkpoints."""
-        return (1 / len(steps),) * len(steps)
-
-    def weight(self, n: int) -> float:
-        """Return the weight of the next model in the running mean of n: 1/(n+1)."""
-        return 1 / (n + 1)
-
-
-@dataclass(frozen=True)
-class Ema:
-    """The exponential moving average over the checkpoints, started from the first as torch does.
-
-    Attributes:
-        decay: how much of the average each further checkpoint leaves, in [0, 1].
-        debias: divide by the weight seen so far instead of giving the rest of it to the first checkpoint.
-    """
-
-    decay: float
-    debias: bool = False
-
-    name: ClassVar[str] = "ema"
-    formula: ClassVar[str] = "c_1 = d^(N-1), c_i = (1-d) d^(N-i); debiased: c_i = (1-d) d^(N-i) / (1-d^N)"
-    source: ClassVar[str] = "torch.optim.swa_utils.get_ema_avg_fn; debiasing as in Kingma & Ba 2015"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay <= 1:
-            raise UsageError(f"--decay must lie in [0, 1], not {self.decay}")
-
-    def coefficients(self, steps: Steps) -> tuple[float, ...]:
-        """Return the coefficients that updating a running average N-1 times amounts to."""
-        powers = [self.decay**age for age in range(len(steps) - 1, -1, -1)]
-        if self.debias:
-            # Dividing by the sum is (1-d)/(1-d^N), and is right in the limit d = 1, too.
-            total = math.fsum(powers)
-            return tuple(power / total for power in powers)
-        return (powers[0], *((1 - self.decay) * power for power in powers[1:]))
-
-    def weight(self, n: int) -> float:
-        """Return the weight of the next model in the running average of n; 1 for n = 0."""
-        if n == 0:
-            return 1.0
-        if not self.debias or self.decay == 0:
-            return 1 - self.decay
-        if self.decay == 1:
-            return 1 / (n + 1)
-        # 1 - d^(n+1), without the cancellation that a decay near 1 would bring.
-        return (self.decay - 1) / math.expm1((n + 1) * math.log(self.decay))
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Any linear combination, by coefficients that the user gives.
-
-    Attributes:
-        weights: one per checkpoint, oldest first.
-        normalize: divide them by their sum.
-    """
-
-    weights: tuple[float, ...]
-    normalize: bool = True
-
-    name: ClassVar[str] = "weights"
-    formula: ClassVar[str] = "c_i = w_i / sum(w); not normalized: c_i = w_i"
-    source: ClassVar[str] = "given by the user"
-
-    def __post_init__(self) -> None:
-        if not self.weights or not all(map(math.isfinite, self.weights)):
-            raise UsageError("--weights must be finite numbers, one per checkpoint")
-        if max(map(abs, self.weights)) > LARGEST_WEIGHT:
-            raise UsageError(f"--weights must not exceed {LARGEST_WEIGHT:g}")
-        total = math.fsum(self.weights)
-        # Weights that cancel leave a sum of rounding errors, which must not become a divisor.
-        if self.normalize and abs(total) <= 1e-12 * math.fsum(map(abs, self.weights)):
-            raise UsageError("--weights sum to zero, so they cannot be normalized; pass --no-normalize")
-
-    def coefficients(self, steps: Steps) -> tuple[float, ...]:
-        """Return the weights, normalized if so asked; UsageError if their number is wrong."""
-        if len(self.weights) != len(steps):
-            raise UsageError(
-                f"--weights gives {len(self.weights)} numbers for {len(steps)} checkpoints; "
-                "give one per checkpoint, oldest first"
-            )
-        total = math.fsum(self.weights) if self.normalize else 1.0
-        return tuple(weight / total for weight in self.weights)
-
-
-SCHEMES: Mapping[str, type[Swa] | type[Ema] | type[Weights]] = {
-    scheme.name: scheme for scheme in (Swa, Ema, Weights)
+# What is known under other names, and the way to it.
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("mean", "average", "uniform", "avg", "soup", "uniform-soup"), "--method swa"),
+    **dict.fromkeys(("lawa", "latest", "last", "restarted-mean"), "--method swa with --last k"),
+    "pma": "--method swa, wma or ema with --last k",
+    "linear": "--method swa, wsm or weights",
+    "polyak": "--method tail",
+    "polyak-ruppert": "--method tail",
+    "suffix": "--method tail",
+    "ema-crowson": "--method ema-warmup with --inv-gamma and --power",
+    "karras": "--method power-ema",
+    "edm2": "--method power-ema, or posthoc-ema of stored averages",
+    "phema": "--method posthoc-ema",
+    "schedule-free": "--method lr-weighted",
+    "minus-sqrt": "--method wsm with --schedule minus-sqrt",
+    "cosine": "--method wsm with --schedule cosine",
+    **dict.fromkeys(("wise-ft", "wiseft", "lerp", "task-arithmetic"), "--method interpolate"),
+    "icefall": "--method difference",
 }
 
 
 def make_scheme(method: str, parameters: Mapping[str, object]) -> Scheme:
     """Build the scheme called `method`; parameters that are None count as not given.
 
+    Args:
+        method: its name in `SCHEMES`.
+        parameters: by the names of its fields; lists count as tuples.
+
     Raises:
-        UsageError: no such scheme, a parameter that it does not take, or one that it needs and lacks.
+        UsageError: no such scheme, a parameter that it does not take, one that it needs and lacks, or a value
+            out of range.
     """
     if method not in SCHEMES:
-        near = difflib.get_close_matches(method, SCHEMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--method must be one of {', '.join(SCHEMES)}, not {printable(method)}{hint}")
+        raise UsageError(
+            f"--method must be one of {', '.join(SCHEMES)}, not {printable(method)}{_method_hint(method)}"
+        )
     scheme = SCHEMES[method]
     given = {name: value for name, value in parameters.items() if value is not None}
     known = {field.name: field for field in fields(scheme)}
     for name in given:
         if name not in known:
-            raise UsageError(f"--{name} does not belong to --method {method}")
+            raise UsageError(_no_such_parameter(method, name, tuple(known)))
     for name, field in known.items():
         if field.default is MISSING and name not in given:
-            raise UsageError(f"--method {method} needs --{name}")
+            raise UsageError(f"--method {method} needs {option(name)}")
     return scheme(**given)  # type: ignore[arg-type]
+
+
+def informed(scheme: Scheme, steps: Steps, checkpoints: Sequence[Described]) -> Scheme:
+    """Return the scheme with all that it takes from the checkpoints themselves, oldest first.
+
+    Learning rates, the profiles of snapshots, and whether time is counted in steps: what it returns shows in
+    its fields what was used.
+
+    Raises:
+        UsageError: a checkpoint lacks what is needed.
+    """
+    inform = getattr(scheme, "informed", None)
+    found: Scheme = scheme if inform is None else inform(steps, checkpoints)
+    return found
+
+
+def _method_hint(method: object) -> str:
+    name = str(method).lower().replace("_", "-")
+    if name in OTHER_NAMES:
+        return f"; that is {OTHER_NAMES[name]}"
+    near = difflib.get_close_matches(name, SCHEMES, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _no_such_parameter(method: str, name: str, known: Sequence[str]) -> str:
+    takers = [scheme.name for scheme in SCHEMES.values() if name in {field.name for field in fields(scheme)}]
+    if takers:
+        return f"{option(name)} does not belong to --method {method}, but to {', '.join(takers)}"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {option(near[0])}?" if near else ""
+    return f"{printable(option(name))[1:-1]} is no parameter of --method {method}{hint}"

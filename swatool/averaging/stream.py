@@ -5,8 +5,9 @@ Formats, devices and schemes are data to this loop, not copies of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,22 @@ from swatool.averaging.workers import run_blocks
 from swatool.errors import CheckpointError, MismatchError, UsageError, printable
 from swatool.output.layout import Layout
 
-__all__ = ["StreamResult", "Write", "choose_device", "stream"]
+__all__ = ["StreamResult", "Target", "Write", "choose_device", "stream"]
 
 Write = Callable[[int, memoryview], None]
+
+
+class Target(NamedTuple):
+    """Where one output goes.
+
+    Attributes:
+        layout: where in it each tensor goes.
+        write: puts bytes at a position of it; called from all threads.
+    """
+
+    layout: Layout
+    write: Write
+
 
 SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
 MOST_REDUCERS = 64  # that a worker keeps
@@ -31,10 +45,10 @@ MOST_REDUCERS = 64  # that a worker keeps
 
 @dataclass
 class StreamResult:
-    """What happened to the blocks.
+    """What happened to the blocks of one output.
 
     Attributes:
-        bytes_read: from all checkpoints.
+        bytes_read: from all checkpoints, for all outputs together.
         bytes_written: to the output, its header not included.
         differing: copied tensors that differ between checkpoints, and the first checkpoint that does.
         nonfinite: names of tensors with NaN or Inf in them; only where those are allowed.
@@ -73,8 +87,9 @@ class _Job:
     """What all workers share; see `stream`."""
 
     plan: Plan
-    write: Write
-    ties: Mapping[str, tuple[int, ...]]
+    targets: tuple[Target, ...]
+    shifts: tuple[int | None, ...]
+    ties: Mapping[str, tuple[str, ...]]
     device: torch.device
     elements: int
     samples_every: int
@@ -83,45 +98,55 @@ class _Job:
 
 def stream(
     plan: Plan,
-    layout: Layout,
-    write: Write,
+    targets: Sequence[Target],
     *,
     device: torch.device,
     threads: int,
     allow_nonfinite: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> StreamResult:
-    """Carry out a plan.
+) -> tuple[StreamResult, ...]:
+    """Carry out a plan: read everything once, and write each of its outputs.
 
     Args:
         plan: what is computed.
-        layout: where in the output it goes.
-        write: puts bytes at a position of the output; called from all threads.
+        targets: where it goes, one for each output of the plan. They hold the same tensors.
         device: where the arithmetic is done.
         threads: number of workers.
         allow_nonfinite: note NaN and Inf instead of refusing them.
         progress: is told, ten times a second, how many bytes have been read.
+
+    Returns:
+        What happened to each output.
 
     Raises:
         CheckpointError: an input failed, or the result holds NaN or Inf.
         MismatchError: tensors that must be equal are not.
     """
     elements = block_elements(plan, threads)
-    places: dict[str, tuple[int, ...]] = {}
+    offsets = targets[0].layout.offsets
+    ties: dict[str, tuple[str, ...]] = {}
     for name, first in plan.ties.items():
-        if name in layout.offsets:
-            places[first] = (*places.get(first, ()), layout.offsets[name])
+        if name in offsets:
+            ties[first] = (*ties.get(first, ()), name)
+    shifts = tuple(_shift(offsets, target.layout.offsets) for target in targets)
     total = sum(tensor.numel for tensor in plan.tensors)
     samples_every = max(1, total // (elements * SIGNAL_SAMPLES))
-    job = _Job(plan, write, places, device, elements, samples_every, allow_nonfinite)
+    job = _Job(plan, tuple(targets), shifts, ties, device, elements, samples_every, allow_nonfinite)
     workers = [_Worker(job) for _ in range(threads)]
-    run_blocks(cut(plan, layout.offsets, elements), workers, device, progress)
-    result = StreamResult()
-    for worker in workers:
-        result.merge(worker.result)
-        result.bytes_read += worker.bytes_read
-    _refuse_unequal(plan, result.differing)
-    return result
+    run_blocks(cut(plan, offsets, elements), workers, device, progress)
+    results = tuple(StreamResult() for _ in targets)
+    for index, result in enumerate(results):
+        for worker in workers:
+            result.merge(worker.results[index])
+            result.bytes_read += worker.bytes_read
+        _refuse_unequal(plan, result.differing)
+    return results
+
+
+def _shift(offsets: Mapping[str, int], others: Mapping[str, int]) -> int | None:
+    """Return by how much all tensors of another layout are shifted; None if not all by the same."""
+    shifts = {others[name] - offset for name, offset in offsets.items()}
+    return shifts.pop() if len(shifts) == 1 else None if shifts else 0
 
 
 def _refuse_unequal(plan: Plan, differing: Mapping[str, int]) -> None:
@@ -138,7 +163,7 @@ class _Worker:
     """One thread's share of the work, with memory of its own that it uses again from block to block."""
 
     def __init__(self, job: _Job) -> None:
-        self.result = StreamResult()
+        self.results = tuple(StreamResult() for _ in job.targets)
         self._job = job
         self._memory = Memory(job.device)
         self._host_memory = Memory(torch.device("cpu"))
@@ -167,23 +192,27 @@ class _Worker:
             reducer = LinearReducer(block.treatment, block.count, self._memory, alone=alone)
             self._averages[key] = reducer
         self._reduce(block, reducer)
-        result = reducer.finish()
-        if not reducer.fits():
-            self._refuse_or_note_nonfinite(block, reducer)
+        # Before a search for what is not finite reads over the last rows.
         if measured and block.treatment.dtype.itemsize < 4:
-            reducer.measure(self.result.signal)
-        self._put(block, self._on_host(result))
+            for output, result in enumerate(self.results):
+                if reducer.fits(output):
+                    reducer.measure(result.signal, output)
+        for output in range(len(self.results)):
+            if not reducer.fits(output):
+                self._refuse_or_note_nonfinite(block, reducer, output)
+            self._put(output, block, self._on_host(reducer.finish(output)))
 
     def _copy(self, block: Block) -> None:
         key = (block.treatment, block.count)
         reducer = self._copies.get(key)
         if reducer is None:
             _forget_if_many(self._copies)
-            differing = self.result.differing
+            differing = [result.differing for result in self.results]
             reducer = CopyReducer(block.treatment, block.count, self._host_memory, differing)
             self._copies[key] = reducer
         self._reduce(block, reducer)
-        self._put(block, bytes_of(reducer.finish()))
+        for output in range(len(self.results)):
+            self._put(output, block, bytes_of(reducer.finish(output)))
 
     def _reduce(self, block: Block, reducer: Reducer) -> None:
         reducer.start(block)
@@ -201,26 +230,40 @@ class _Worker:
         host.copy_(result)
         return bytes_of(host)
 
-    def _put(self, block: Block, data: memoryview) -> None:
-        write, ties = self._job.write, self._job.ties
+    def _put(self, output: int, block: Block, data: memoryview) -> None:
+        """Write a block's bytes to their places in one output, under every name that shares them."""
+        write, result = self._job.targets[output].write, self.results[output]
         itemsize = block.treatment.dtype.itemsize
         position = 0
-        for length, offset in block.places:
+        for length, offset in self._places(output, block):
             write(offset, data[position : position + length * itemsize])
             position += length * itemsize
-        self.result.bytes_written += len(data)
-        if not ties:
+        result.bytes_written += len(data)
+        if not self._job.ties:
             return
+        offsets = self._job.targets[output].layout.offsets
         for segment, part in block.split(data):
-            for place in ties.get(segment.tensor.name, ()):
-                write(place + segment.start * itemsize, part)
-                self.result.bytes_written += len(part)
+            for name in self._job.ties.get(segment.tensor.name, ()):
+                write(offsets[name] + segment.start * itemsize, part)
+                result.bytes_written += len(part)
 
-    def _refuse_or_note_nonfinite(self, block: Block, reducer: LinearReducer) -> None:
+    def _places(self, output: int, block: Block) -> Iterator[tuple[int, int]]:
+        """Yield lengths and positions in one output; blocks are cut for the first."""
+        shift = self._job.shifts[output]
+        if shift is not None:
+            yield from ((length, offset + shift) for length, offset in block.places)
+            return
+        offsets, itemsize = self._job.targets[output].layout.offsets, block.treatment.dtype.itemsize
+        for tensor, start, length in block.segments:
+            yield length, offsets[tensor.name] + start * itemsize
+
+    def _refuse_or_note_nonfinite(self, block: Block, reducer: LinearReducer, output: int) -> None:
         """Find which tensors of a block are not finite, and in which checkpoints that began."""
-        culprits = dict.fromkeys(reducer.unfit(block), "")
+        culprits = dict.fromkeys(reducer.unfit(block, output), "")
         for group in reducer.groups:
             for row, one in enumerate(group.inputs):
+                if one.coefficients[output] is None:
+                    continue
                 group.rows.wait()
                 self._reader.fill(block, one, group.rows, row)
                 values = group.rows.host[row].view(kernels.torch_dtype(one.dtype))
@@ -234,7 +277,7 @@ class _Worker:
                 f"the average of tensor {printable(name)} is not finite: {why}; leave that checkpoint out, "
                 "or pass --allow-nonfinite"
             )
-        self.result.nonfinite.update(culprits)
+        self.results[output].nonfinite.update(culprits)
 
 
 def _forget_if_many(

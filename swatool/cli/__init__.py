@@ -1,31 +1,51 @@
-"""The command line: the topmost leaf. A command parses, calls one function of the library, and draws."""
+"""The command line: the topmost leaf. A command parses, calls one function of the library, and draws.
+
+A command is imported when it is asked for, because all of them together take longer than a short one runs.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
-from swatool.cli.average import average
-from swatool.cli.recalibrate_bn import recalibrate_bn
 from swatool.version import __version__
 
 __all__ = ["app", "main"]
 
-# Plain help: drawing it with rich costs as much time again as everything else in `--help`.
-app = typer.Typer(
-    name="swatool",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(average)
-app.command("recalibrate-bn")(recalibrate_bn)
+# Each is a function in a module of its name, in the order of `--help`.
+COMMANDS = ("average", "recalibrate-bn", "inspect", "diff")
+ENDING_AT_ONCE = ("average", "inspect", "diff")  # they run nobody else's code
+
+
+def __getattr__(name: str) -> object:
+    if name != "app":
+        raise AttributeError(f"module 'swatool.cli' has no attribute {name!r}")
+    return _app(COMMANDS)
+
+
+@functools.cache
+def _app(commands: Iterable[str]) -> typer.Typer:
+    # Plain help: drawing it with rich costs as much time again as everything else in `--help`.
+    app = typer.Typer(
+        name="swatool",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(swatool)
+    for command in commands:
+        name = command.replace("-", "_")
+        app.command(command)(getattr(importlib.import_module(f"swatool.cli.{name}"), name))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -34,7 +54,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def swatool(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -50,10 +69,12 @@ def main() -> None:
         # Names of tensors and files may hold letters that the terminal does not know.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    asked_for = [command for command in COMMANDS if sys.argv[1:2] == [command]]
     try:
-        app()
+        _app(tuple(asked_for or COMMANDS))()
     except SystemExit as ended:
-        if sys.argv[1:2] == ["average"] and isinstance(ended.code, int):
+        runs_others = any(argument.startswith("--eval") for argument in sys.argv)
+        if set(asked_for) & set(ENDING_AT_ONCE) and not runs_others and isinstance(ended.code, int):
             _end_at_once(ended.code)
         raise
 

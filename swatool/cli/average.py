@@ -1,16 +1,29 @@
-"""`swatool average`: from the checkpoints of a run to one averaged safetensors file."""
+"""`swatool average`: from the checkpoints of a run to one averaged checkpoint."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from swatool.cli.options import AsJson, Device, KeepPrefix, Key, Overwrite, Quiet, StripPrefix, numbers
+from swatool.averaging.schemes import SCHEMES
+from swatool.cli.options import (
+    AsJson,
+    Device,
+    KeepPrefix,
+    Key,
+    Overwrite,
+    Quiet,
+    StripPrefix,
+    Variant,
+    with_scheme_options,
+)
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
-from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
-from swatool.jobs.average import average as run
+from swatool.errors import UsageError
+from swatool.jobs.average_settings import DEFAULT_OUTPUT, AverageSettings
+from swatool.jobs.scoring import Scoring
+from swatool.jobs.sweep_average import average_sweep
 
 __all__ = ["average"]
 
@@ -18,30 +31,20 @@ DEFAULTS = AverageSettings()
 
 
 @ending_in_an_exit_code
+@with_scheme_options
 def average(
     checkpoints: Annotated[
         list[str], typer.Argument(help="Checkpoint files, quoted glob patterns and folders, in any order.")
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="The safetensors file to write.")
+        str, typer.Option("--output", "-o", help="The file to write; or a folder, if it ends in a slash.")
     ] = DEFAULT_OUTPUT,
     method: Annotated[
-        str | None, typer.Option("--method", help="swa (mean, the default), ema, or weights.")
+        str | None, typer.Option("--method", help=f"The scheme: {', '.join(SCHEMES)}; default: swa.")
     ] = DEFAULTS.method,
-    decay: Annotated[
-        float | None,
-        typer.Option("--decay", help="ema: what each checkpoint leaves of the average, 0 to 1."),
-    ] = DEFAULTS.decay,
-    debias: Annotated[
-        bool | None, typer.Option("--debias/--no-debias", help="ema: divide by the weight seen so far.")
-    ] = DEFAULTS.debias,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Comma-separated, one per checkpoint, oldest first.")
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="weights: divide them by their sum (default)."),
-    ] = DEFAULTS.normalize,
+    no_normalize: Annotated[
+        bool, typer.Option("--no-normalize", help="weights: take them as they are, whatever they sum to.")
+    ] = False,
     accumulate: Annotated[
         str, typer.Option("--accumulate", help="Type of the sums: auto, float32 or float64.")
     ] = DEFAULTS.accumulate,
@@ -61,6 +64,30 @@ def average(
     max_step: Annotated[
         int | None, typer.Option("--max-step", help="None after this step.")
     ] = DEFAULTS.max_step,
+    best: Annotated[
+        int | None, typer.Option("--best", help="Of what is left, only so many with the best --metric.")
+    ] = DEFAULTS.best,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Which number counts, for --best and for --eval.")
+    ] = DEFAULTS.metric,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Whether max or min is the best; never guessed.")
+    ] = DEFAULTS.mode,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help="A table of metrics: .csv, .tsv, .json, .jsonl or .yaml."),
+    ] = DEFAULTS.metrics,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", help="name=value,...: one average for each, from one read; -o has {name}."),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option("--eval", help="'command {path}' or module:function that gives numbers of an average."),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option("--keep", help="After --eval of a sweep: the best average, or all.")
+    ] = "best",
     allow_duplicates: Annotated[
         bool,
         typer.Option("--allow-duplicates", help="Accept a file twice, and earlier outputs of swatool."),
@@ -68,6 +95,7 @@ def average(
     key: Key = DEFAULTS.key,
     strip_prefix: StripPrefix = None,
     keep_prefix: KeepPrefix = DEFAULTS.keep_prefix,
+    variant: Variant = DEFAULTS.variant,
     match: Annotated[
         str,
         typer.Option("--match", help="Names that only some have: exact (refuse), intersection or union."),
@@ -88,6 +116,25 @@ def average(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Write NaN and Inf instead of refusing them.")
     ] = DEFAULTS.allow_nonfinite,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="safetensors or pt (one file), hf or dcp (a folder); default: by the output's name.",
+        ),
+    ] = DEFAULTS.format,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option("--max-shard-size", help="Write a folder of files of this size; its default: 5GB."),
+    ] = None,
+    sidecars: Annotated[
+        bool,
+        typer.Option("--sidecars/--no-sidecars", help="Copy configuration and tokenizer to a folder."),
+    ] = DEFAULTS.sidecars,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", help="For a .pt or .ckpt: the wrapper and the names of this checkpoint."),
+    ] = DEFAULTS.like,
     device: Device = DEFAULTS.device,
     threads: Annotated[
         int | None, typer.Option("--threads", "-j", help="Workers; default: the cores that may be used.")
@@ -101,21 +148,22 @@ def average(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the names of tensors, too.")
     ] = False,
+    **parameters: Any,  # noqa: ANN401 - of the scheme, typed in the table of schemes
 ) -> None:
-    """Average checkpoints of one training run into one safetensors file.
+    """Average checkpoints of one training run into one.
 
-    Checkpoints are safetensors files and files by torch.save; their code is never run. The output appears
-    whole or not at all.
+    Checkpoints are safetensors files, files by torch.save, and folders by Hugging Face's libraries, by
+    torch.distributed.checkpoint and by DeepSpeed; their code is never run. The output appears whole or not at
+    all.
     """
-    from swatool.cli.average_text import tell_plan, tell_summary
+    from swatool.cli.average_text import tell_plan, tell_ranking, tell_score, tell_summary
     from swatool.cli.render import Telling
 
+    if no_normalize:
+        parameters["normalize"] = False
     settings = AverageSettings(
+        **parameters,
         method=method,
-        decay=decay,
-        debias=debias,
-        weights=numbers("--weights", weights),
-        normalize=normalize,
         accumulate=accumulate,
         sort=sort,
         last=last,
@@ -123,32 +171,56 @@ def average(
         every=every,
         min_step=min_step,
         max_step=max_step,
+        best=best,
+        metric=metric,
+        mode=mode,
+        metrics=metrics,
         allow_duplicates=allow_duplicates,
         key=key,
         strip_prefix=tuple(strip_prefix or ()),
         keep_prefix=keep_prefix,
+        variant=variant,
         match=match,
         integers=integers,
         tied=tied,
         exclude=tuple(exclude or ()),
         dtype=dtype,
         allow_nonfinite=allow_nonfinite,
+        format=format,
+        max_shard_size=max_shard_size,
+        sidecars=sidecars,
+        like=like,
         device=device,
         threads=threads,
         overwrite=overwrite,
         dry_run=dry_run,
     )
+    scoring = _scoring(evaluate, metric, mode)
     with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(output):
-        report = run(
+        report = average_sweep(
             checkpoints,
             output,
+            sweep or (),
             settings=settings,
+            scoring=scoring,
+            keep=keep,
             on_plan=lambda report: tell_plan(telling, report),
             on_progress=telling.progress,
+            on_score=lambda one: tell_score(telling, one),
         )
     with printing_the_report(None if dry_run else output):
         if as_json:
-            typer.echo(json.dumps(report.as_json(names=verbose), indent=2))
+            data = report if sweep or scoring else report.outputs[0].report
+            typer.echo(json.dumps(data.as_json(names=verbose), indent=2))
         elif not dry_run:
             tell_summary(telling, report)
+            tell_ranking(telling, report)
         telling.warnings(report.warnings, even_if_quiet=as_json and not quiet)
+
+
+def _scoring(evaluate: str | None, metric: str | None, mode: str | None) -> Scoring | None:
+    if evaluate is None:
+        return None
+    if mode is None:
+        raise UsageError("--eval needs --mode: whether max or min is the best")
+    return Scoring(evaluate=evaluate, metric=metric, mode=mode)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ import typer
 
 from swatool.errors import OutputError, SwatoolError, printable
 
-__all__ = ["ending_in_an_exit_code", "printing_the_report", "telling_of"]
+__all__ = ["ending_in_an_exit_code", "printing_the_report", "tell_error", "telling_of"]
 
 P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,18 +45,18 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except SwatoolError as error:
-            raise _told(str(error), error.exit_code, as_json) from None
+            raise tell_error(str(error), error.exit_code, as_json) from None
         except Stopped as stopped:
             what = f"stopped by {signal.Signals(stopped.number).name}"
-            raise _told(_with_notes(what, stopped), 128 + stopped.number, as_json) from None
+            raise tell_error(_with_notes(what, stopped), 128 + stopped.number, as_json) from None
         except MemoryError as error:
-            raise _told(_with_notes("out of memory", error), OutputError.exit_code, as_json) from None
+            raise tell_error(_with_notes("out of memory", error), OutputError.exit_code, as_json) from None
         except BrokenPipeError:
             # Nobody reads stdout any more; Python must not complain about that once again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except OSError as error:
-            raise _told(f"the system failed: {error}", OutputError.exit_code, as_json) from None
+            raise tell_error(f"the system failed: {error}", OutputError.exit_code, as_json) from None
 
     return wrapped
 
@@ -98,7 +98,8 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
-def _told(message: str, code: int, as_json: bool) -> typer.Exit:
+def tell_error(message: str, code: int, as_json: bool) -> typer.Exit:
+    """Say on stderr what went wrong, and return what ends the command with that exit code."""
     if as_json:
         typer.echo(json.dumps({"schema": 1, "error": message, "exit_code": code}), err=True)
     else:

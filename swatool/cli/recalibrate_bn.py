@@ -12,7 +12,17 @@ from typing import Annotated
 
 import typer
 
-from swatool.cli.options import AsJson, Device, KeepPrefix, Key, Overwrite, Quiet, StripPrefix, numbers
+from swatool.cli.options import (
+    AsJson,
+    Device,
+    KeepPrefix,
+    Key,
+    Overwrite,
+    Quiet,
+    StripPrefix,
+    Variant,
+    numbers,
+)
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.jobs.recalibrate import recalibrate_checkpoint
@@ -101,6 +111,7 @@ def recalibrate_bn(
     key: Key = DEFAULTS.key,
     strip_prefix: StripPrefix = None,
     keep_prefix: KeepPrefix = DEFAULTS.keep_prefix,
+    variant: Variant = DEFAULTS.variant,
     device: Device = DEFAULTS.device,
     dtype: Annotated[
         str | None,
@@ -148,6 +159,7 @@ def recalibrate_bn(
         key=key,
         strip_prefix=tuple(strip_prefix or ()),
         keep_prefix=keep_prefix,
+        variant=variant,
         device=device,
         dtype=dtype,
         threads=threads,

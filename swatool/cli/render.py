@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Telling", "size"]
+__all__ = ["Telling", "counted", "size"]
+
+LARGEST_TABLE = 200  # rows that are drawn; more are plain lines, which takes a thousandth of the time
 
 
 class Telling:
@@ -42,7 +44,7 @@ class Telling:
         """Show rows under a header; the first column is text, the others are numbers."""
         if self._quiet:
             return
-        if not sys.stdout.isatty():
+        if len(rows) > LARGEST_TABLE or not sys.stdout.isatty():
             self.lines(_aligned([header, *rows]))
             return
         from rich.console import Console
@@ -113,6 +115,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
+
+
+def counted(number: int, what: str) -> str:
+    """Write how many things there are."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(nbytes: float) -> str:

@@ -7,37 +7,71 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from swatool.averaging.coefficients import figures
 from swatool.averaging.plan import Plan
 from swatool.averaging.schemes import Scheme
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
 from swatool.errors import printable
 from swatool.output.layout import Layout
-from swatool.report import CheckpointReport, OutputReport, Report, Seconds, TensorsReport, peak_rss_bytes
+from swatool.report import (
+    CheckpointReport,
+    Estimate,
+    FiguresReport,
+    OutputReport,
+    Report,
+    Seconds,
+    TensorsReport,
+    peak_rss_bytes,
+)
 from swatool.version import __version__
 
 if TYPE_CHECKING:
     from swatool.averaging.stream import StreamResult
 
-__all__ = ["AverageJob", "finished_report", "planned_report", "selection_warnings", "weight_warnings"]
+__all__ = [
+    "AverageJob",
+    "finished_report",
+    "planned_report",
+    "scheme_parameters",
+    "selection_warnings",
+]
 
 
 @dataclass(frozen=True)
 class AverageJob:
-    """A plan together with what was decided around it."""
+    """One output of a plan, together with what was decided around it.
+
+    Attributes:
+        scheme: that gave the coefficients.
+        dated: the checkpoints that this output averages, oldest first.
+        coefficients: their factors.
+        plan: what is computed, perhaps for other outputs, too.
+        index: which of the plan's outputs this is.
+        layout, output, device, threads: how and where it is made.
+        warnings: what deserves attention.
+    """
 
     scheme: Scheme
     dated: tuple[DatedCheckpoint, ...]
+    coefficients: tuple[float, ...]
     plan: Plan
+    index: int
     layout: Layout
     output: str
     device: str
     threads: int
     warnings: tuple[str, ...]
 
+    @cached_property
+    def bytes_read(self) -> int:
+        """What is read of the checkpoints, their headers aside."""
+        return sum(t.numel * one.dtype.itemsize for t in self.plan.tensors for one in t.treatment.inputs)
 
-def planned_report(job: AverageJob, seconds: Seconds) -> Report:
+
+def planned_report(job: AverageJob, seconds: Seconds, estimate: Estimate | None = None) -> Report:
     """Return what will be done, as the report of a dry run."""
     tensors = job.plan.tensors
     averaged = [t for t in tensors if t.treatment.averages]
@@ -49,12 +83,19 @@ def planned_report(job: AverageJob, seconds: Seconds) -> Report:
         command="average",
         dry_run=True,
         method=job.scheme.name,
-        parameters=dataclasses.asdict(job.scheme),  # type: ignore[call-overload]
+        parameters=scheme_parameters(job.scheme),
         checkpoints=tuple(
             CheckpointReport(checkpoint.path, step, checkpoint.files.size, coefficient, checkpoint.key)
-            for (checkpoint, step), coefficient in zip(job.dated, job.plan.coefficients, strict=True)
+            for (checkpoint, step), coefficient in zip(job.dated, job.coefficients, strict=True)
         ),
-        output=OutputReport(job.output, job.layout.size),
+        output=OutputReport(
+            job.output,
+            job.layout.size,
+            {file.name: file.nbytes for file in job.layout.files if job.layout.is_folder},
+        ),
+        figures=FiguresReport(
+            **dataclasses.asdict(figures(job.coefficients, [step for _, step in job.dated]))
+        ),
         tensors=TensorsReport(
             averaged=tuple(t.name for t in averaged),
             copied=tuple(t.name for t in tensors if not t.treatment.averages),
@@ -65,11 +106,12 @@ def planned_report(job: AverageJob, seconds: Seconds) -> Report:
         device=job.device,
         threads=job.threads,
         seconds=seconds,
-        bytes_read=sum(t.numel * one.dtype.itemsize for t in tensors for one in t.treatment.inputs),
+        bytes_read=job.bytes_read,
         bytes_written=job.layout.size,
         peak_rss_bytes=peak_rss_bytes(),
         merge_signal_kept=None,
         warnings=job.warnings,
+        estimate=estimate,
     )
 
 
@@ -112,18 +154,10 @@ def selection_warnings(dated: Sequence[DatedCheckpoint], sort: str) -> Iterator[
         yield f"several checkpoints have the same step ({repeated[0]}); those are ordered by name"
 
 
-def weight_warnings(
-    dated: Sequence[DatedCheckpoint], scheme: Scheme, coefficients: Sequence[float]
-) -> Iterator[str]:
-    """Yield what deserves attention about the coefficients."""
-    total = math.fsum(map(abs, coefficients))
-    share, heaviest = max((abs(c) / total if total else 0.0, i) for i, c in enumerate(coefficients))
-    if share > 0.5 and scheme.name != "weights":
-        path = printable(dated[heaviest].checkpoint.path)
-        yield (
-            f"{path} alone has {share:.0%} of the weight; a sequence of saved checkpoints is short, so take "
-            f"a {'smaller' if heaviest == 0 else 'larger'} decay"
-        )
+def scheme_parameters(scheme: Scheme) -> dict[str, object]:
+    """Return the parameters of a scheme that play a part."""
+    given: dict[str, object] = dataclasses.asdict(scheme)  # type: ignore[call-overload]
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _signal_kept(result: StreamResult) -> float | None:

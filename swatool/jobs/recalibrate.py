@@ -271,6 +271,7 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
         seconds=seconds,
         peak_rss_bytes=peak_rss_bytes(),
         warnings=(
+            *job.checkpoint.warnings,
             *found.warnings,
             *frozen_warnings(job.checkpoint, report.layers),
             *data_warnings(job.data),

@@ -75,14 +75,14 @@ def write_recalibrated(
     """
     import torch
 
-    from swatool.averaging.stream import stream
+    from swatool.averaging.stream import Target, stream
 
     # To leave everything out of the average is to copy it.
-    plan = make_plan([checkpoint], [1.0], Policies(exclude=("*",) if checkpoint.tensors else ()))
+    plan = make_plan([checkpoint], [[1.0]], Policies(exclude=("*",) if checkpoint.tensors else ()))
     layout = _lay_out(checkpoint, provenance)
     with writing(layout, output, overwrite=overwrite) as pending:
         # Whether a value is finite is not asked of what is only copied.
-        stream(plan, layout, pending.write, device=torch.device("cpu"), threads=threads)
+        stream(plan, [Target(layout, pending.write)], device=torch.device("cpu"), threads=threads)
         for name, values in statistics.items():
             pending.write(layout.offsets[name], _bytes(values))
         checkpoint.files.check_unchanged()

@@ -69,5 +69,7 @@ class RecalibrateSettings(Reading, DataOptions, Running):
 
 def default_output(checkpoint: str | os.PathLike[str]) -> str:
     """Return the checkpoint's name with `-bn` before the extension of a safetensors file; no folder."""
-    stem, _ = os.path.splitext(os.path.basename(os.fspath(checkpoint)))
+    stem = os.path.basename(os.path.normpath(checkpoint))
+    if not os.path.isdir(checkpoint):
+        stem, _ = os.path.splitext(stem)
     return f"{stem}-bn.safetensors"

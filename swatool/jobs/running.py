@@ -1,14 +1,17 @@
-"""What all jobs that write an output have in common: where and how they run, and how they sign their work."""
+"""What jobs have in common: where and how they run, and how those that write an output sign their work."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["METADATA_KEY", "Running"]
+__all__ = ["METADATA_KEY", "Running", "Workers", "uncollected"]
 
 METADATA_KEY = "swatool"  # in an output's metadata, for where it comes from
 MOST_THREADS = 1024  # what systems and OpenMP surely survive
@@ -16,24 +19,16 @@ DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
-    """Where and how a job runs.
+class Workers:
+    """By how many threads a job is done.
 
     Attributes:
-        device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
         threads: number of workers; None is as many as there are cores to use.
-        overwrite: replace an existing output.
-        dry_run: plan, check everything, and write nothing.
     """
 
-    device: str = "cpu"
     threads: int | None = None
-    overwrite: bool = False
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if not DEVICE.fullmatch(self.device):
-            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UsageError(f"--threads must be from 1 to {MOST_THREADS:,}, not {self.threads:,}")
 
@@ -44,3 +39,35 @@ class Running:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Workers):
+    """Where and how a job runs that writes an output.
+
+    Attributes:
+        device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
+        overwrite: replace an existing output.
+        dry_run: plan, check everything, and write nothing.
+    """
+
+    device: str = "cpu"
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
+        Workers.__post_init__(self)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Stop the search for garbage cycles, which would walk the descriptions of all tensors in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

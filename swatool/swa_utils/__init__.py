@@ -6,16 +6,18 @@ The arithmetic and the schemes are those of the offline averager, so that an ave
 made of saved checkpoints agree. Importing this imports torch.
 """
 
-from swatool.averaging.online_schemes import (
+from swatool.averaging.schemes import (
     ONLINE_SCHEMES,
     CrowsonEma,
+    Ema,
     OnlineScheme,
     Polynomial,
     PowerEma,
     RestartedMean,
+    Swa,
     WarmupEma,
+    Wma,
 )
-from swatool.averaging.schemes import Ema, Swa
 from swatool.swa_utils.averaged_model import AveragedModel
 from swatool.swa_utils.averaging_functions import (
     PARAM_LIST,
@@ -26,7 +28,13 @@ from swatool.swa_utils.averaging_functions import (
 )
 from swatool.swa_utils.bn_update import update_bn
 from swatool.swa_utils.learning_rate import SWALR
-from swatool.swa_utils.refusals import ArgumentError, ArgumentTypeError, ConflictError, PairingError
+from swatool.swa_utils.refusals import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConflictError,
+    MissingRateError,
+    PairingError,
+)
 
 __all__ = [  # noqa: RUF022  # torch's first, in torch's order
     "AveragedModel",
@@ -44,6 +52,7 @@ __all__ = [  # noqa: RUF022  # torch's first, in torch's order
     "ConflictError",
     "CrowsonEma",
     "Ema",
+    "MissingRateError",
     "OnlineScheme",
     "PairingError",
     "Polynomial",
@@ -51,4 +60,5 @@ __all__ = [  # noqa: RUF022  # torch's first, in torch's order
     "RestartedMean",
     "Swa",
     "WarmupEma",
+    "Wma",
 ]

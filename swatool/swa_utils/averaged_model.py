@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swatool.averaging.kernels import can_lerp, copy_together, lerp_together
-from swatool.averaging.online_schemes import OnlineScheme
-from swatool.averaging.schemes import Swa
+from swatool.averaging.kernels import can_lerp, lerp_together
+from swatool.averaging.schemes import OnlineScheme, Swa
+from swatool.swa_utils.arguments import check_module, check_options, check_rules
 from swatool.swa_utils.averaging_functions import MultiEma, MultiSwa, SingleEma, SingleSwa
 from swatool.swa_utils.foreign import AvgFn, MultiAvgFn, apply_to_each, apply_to_lists
-from swatool.swa_utils.pairing import clean_names, local, pair_tensors
+from swatool.swa_utils.interrupts import interrupts_held
+from swatool.swa_utils.names import clean_state_dict
+from swatool.swa_utils.pairing import writable
 from swatool.swa_utils.plan import Group, Plan
-from swatool.swa_utils.refusals import ArgumentError, ArgumentTypeError, ConflictError, PairingError
+from swatool.swa_utils.refusals import ArgumentError, PairingError
+from swatool.swa_utils.slots import slots
+from swatool.swa_utils.swapping import in_a_swap, swapped
 
 __all__ = ["AveragedModel"]
 
@@ -34,7 +38,7 @@ class AveragedModel(nn.Module):
             optimizer.step()
             averaged.update_parameters(model)
 
-    The first update copies. An update that raises changes nothing.
+    The first update copies. An update that raises changes nothing, and Ctrl-C waits for the end of one.
 
     Attributes:
         module: the average; a submodule.
@@ -75,17 +79,19 @@ class AveragedModel(nn.Module):
             scheme: in place of a function, such as `PowerEma(gamma=6)`.
             update_every: only the first and then each so-many-th call of `update_parameters` counts.
             dtype: of the average's floating tensors, such as torch.float32 for a model in bfloat16; as the
-                model's by default.
+                model's by default. Complex ones are made of two such numbers, if theirs are narrower.
             deepcopy: False: `model` itself becomes the average, for modules that cannot be copied; give
                 another one than the one that is trained.
 
         Raises:
             ConflictError: more than one of avg_fn, multi_avg_fn and scheme. An AssertionError, as torch's.
             ArgumentError: a value that makes no sense. A ValueError.
-            ArgumentTypeError: a function where a device is expected. A TypeError.
+            ArgumentTypeError: a value of the wrong type, as a function in the place of a device. A TypeError.
         """
         super().__init__()
-        _check_arguments(device, (avg_fn, multi_avg_fn, scheme), update_every, dtype)
+        check_module(model)
+        check_rules({"avg_fn": avg_fn, "multi_avg_fn": multi_avg_fn}, scheme)
+        check_options(device, update_every, dtype)
         self.module = copy.deepcopy(model) if deepcopy else model
         if device is not None:
             self.module = self.module.to(device)
@@ -98,7 +104,6 @@ class AveragedModel(nn.Module):
         self.use_buffers = use_buffers
         self.update_every = update_every
         self._calls = 0
-        self._swapped = False
         self._counted: tuple[Tensor, int, int] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -114,21 +119,24 @@ class AveragedModel(nn.Module):
         Raises:
             PairingError: the model is not built as the average. A ValueError and a RuntimeError.
         """
-        if self._swapped:
+        if in_a_swap(self.module) or in_a_swap(model):
             raise ArgumentError(
                 "update_parameters inside swapped_into would average the average: call it outside"
             )
-        if self._calls % self.update_every == 0:
-            self._update(model)
-        self._calls += 1
+        with interrupts_held():
+            count = self._count()
+            if count == 0:
+                self._calls = 0  # whoever begins anew begins now
+            if self._calls % self.update_every == 0:
+                self._update(model, count)
+            self._calls += 1
 
-    def _update(self, model: nn.Module) -> None:
+    def _update(self, model: nn.Module, count: int) -> None:
         plan = self._plan
         if plan is None or not plan.fits(self.module, model, use_buffers=self.use_buffers):
             self._plan = None  # a stale one would hold memory while the next one is made
             plan = Plan(self.module, model, use_buffers=self.use_buffers)
             self._plan = plan
-        count = self._count()
         if self._is_ours(count):
             _check_types(plan.averaged)
         if count == 0:
@@ -139,7 +147,7 @@ class AveragedModel(nn.Module):
         for group in plan.copied:
             group.copy()
         with torch.no_grad():
-            self.n_averaged.add_(1)
+            writable(self.n_averaged).add_(1)
         self._remember(count + 1)
 
     def _is_ours(self, count: int) -> bool:
@@ -181,7 +189,10 @@ class AveragedModel(nn.Module):
             known, version, count = self._counted
             if known is counter and version == counter._version:
                 return count
-        return int(counter)
+        fetched = int(counter)
+        if fetched < 0:
+            raise ArgumentError(f"n_averaged is {fetched}: set it to the number of models in the average")
+        return fetched
 
     def _remember(self, count: int) -> None:
         counter = self.n_averaged
@@ -195,42 +206,33 @@ class AveragedModel(nn.Module):
             with averaged.swapped_into(model):
                 evaluate(model)
 
-        Takes as much memory as the model while it lasts. Whatever happens to the model's values inside, such
-        as to the statistics of a BatchNorm layer in training mode, is undone with the rest.
+        Takes as much memory as the model while it lasts. Whatever happens to the model's tensors inside is
+        undone with the rest: new values, such as the statistics of a BatchNorm layer in training mode;
+        another type or device; other tensors or modules in their place. Only where FSDP2 divides tensors, a
+        type that was given to them inside stays.
 
         Raises:
-            PairingError: the model is not built as the average.
+            PairingError: the model is not built as the average, or cannot be written.
             ArgumentError: the average is in a model already.
         """
-        if self._swapped:
-            raise ArgumentError("the average is swapped into a model already: leave that context first")
-        pairs = pair_tensors(self.module, model)
-        targets = [local(pair.model).detach() for pair in pairs]
-        kept = [target.clone() for target in targets]
-        self._swapped = True
-        try:
-            copy_together(targets, [local(pair.average).detach() for pair in pairs])
+        with swapped(self.module, model):
             yield
-        finally:
-            copy_together(targets, kept)
-            self._swapped = False
 
     def averaged_state_dict(self) -> dict[str, Any]:
         """Return the average's state dict under clean names, without `module.` and `_orig_mod.`.
 
             torch.save({"model": averaged.averaged_state_dict(), "step": step}, path)
 
+        It is what the state dict would be without DataParallel, DistributedDataParallel and torch.compile.
         `swatool average` takes such files, and the plain model's `load_state_dict` takes what is in them. As
         in any state dict, the tensors are those of the average itself.
         """
-        state = self.module.state_dict()
-        return {clean: state[name] for name, clean in clean_names(state).items()}
+        return clean_state_dict(self.module)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles need: no plan, and they are in no model, even if this one is."""
+        """Return what copies and pickles need: no plan."""
         state = dict(self.__dict__)
         state.pop("_plan", None)
-        state["_swapped"] = False
         return state
 
 
@@ -256,35 +258,19 @@ def _check_types(groups: list[Group]) -> None:
         )
 
 
-def _check_arguments(
-    device: object, rules: tuple[object, ...], update_every: int, dtype: torch.dtype | None
-) -> None:
-    if sum(rule is not None for rule in rules) > 1:
-        raise ConflictError("Only one of avg_fn, multi_avg_fn and scheme should be provided")
-    if callable(device):
-        raise ArgumentTypeError(
-            f"the second argument is the device, not {device!r}: pass functions by name, as multi_avg_fn=..."
-        )
-    if rules[-1] is not None and not callable(getattr(rules[-1], "weight", None)):
-        raise ArgumentTypeError(
-            f"{rules[-1]!r} is no scheme with an online form: give one of swatool.swa_utils.ONLINE_SCHEMES, "
-            "such as PowerEma(gamma=6)"
-        )
-    if not isinstance(update_every, int) or update_every < 1:
-        raise ArgumentError(f"update_every must be a whole number of at least 1, not {update_every}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"dtype must be a floating type, not {dtype}")
-
-
 def _convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give all floating tensors a type; complex ones keep theirs, unlike in `module.to`, and so do ties."""
-    converted: dict[Tensor, Tensor] = {}
+    """Give all floating tensors a type, and complex ones at least its width; ties are kept."""
 
     def convert(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        if tensor not in converted:
-            converted[tensor] = tensor.to(dtype)
-        return converted[tensor]
+        if tensor.is_floating_point():
+            return tensor.to(dtype)
+        if tensor.is_complex() and tensor.dtype.itemsize < dtype.to_complex().itemsize:
+            return tensor.to(dtype.to_complex())
+        return tensor
 
+    before = slots(module)
     module._apply(convert)  # type: ignore[no-untyped-call]  # sharded modules have their own
+    converted: dict[object, object] = {}
+    for slot in before:
+        # It may have made a tensor for each of the places where one lay.
+        slot.put(converted.setdefault(slot.value, slot.current()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ def update_bn(
 
     Args:
         loader: gives batches: a tensor; a tuple or list whose first item is the model's input; or a mapping,
-            which is given to the model as keyword arguments.
+            which is given to the model as keyword arguments; to a model that takes one as its argument, give
+            it by `forward=lambda model, batch: model(batch)`.
         model: is changed in place.
         device: where the batches are put; by default they stay where they are.
         forward: is called with model and batch in place of the model, for whatever else a batch may be.
@@ -69,10 +70,14 @@ def _moved(batch: Batch, device: torch.device | None, forward: Forward | None) -
         return batch
     if forward is None and isinstance(batch, tuple | list):
         # The rest is not for the model: labels stay where they are, whatever they are.
-        return (_moved(batch[0], device, forward),)
-    if not isinstance(batch, Tensor | tuple | list | Mapping) and hasattr(batch, "to"):
-        return batch.to(device)  # a graph, a packed sequence: whatever can go by itself
-    return moved(batch, device, None)
+        return (_on(device, batch[0]),)
+    return cast(Batch, _on(device, batch))
+
+
+def _on(device: torch.device, value: Any) -> Any:  # noqa: ANN401
+    if hasattr(value, "to"):
+        return value.to(device)  # a tensor, a graph, a packed sequence: whatever can go by itself
+    return moved(value, device, None)
 
 
 @contextmanager

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any, Literal, cast
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from swatool.swa_utils.refusals import ArgumentError, ArgumentTypeError
+from swatool.swa_utils.refusals import ArgumentError, ArgumentTypeError, MissingRateError
 
 __all__ = ["SWALR"]
 
@@ -54,26 +56,31 @@ class SWALR(LRScheduler):
 
         Raises:
             ArgumentError: a value that makes no sense, before anything is changed. A ValueError.
-            ArgumentTypeError: not an optimizer. A TypeError.
+            ArgumentTypeError: not an optimizer, or no rate. A TypeError.
+            MissingRateError: a last_epoch of 0 or more, and groups without "initial_lr". A KeyError.
         """
         if not isinstance(optimizer, Optimizer):
             raise ArgumentTypeError(
                 f"{type(optimizer).__name__} is not an Optimizer: give SWALR the optimizer"
             )
         rates = _one_for_each(swa_lr, optimizer)
-        if anneal_strategy not in ("cos", "linear"):
-            raise ArgumentError(
-                f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}"
-            )
+        _check_strategy(anneal_strategy)
         if not isinstance(anneal_epochs, int) or anneal_epochs < 0:
             raise ArgumentError(f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}")
+        groups = optimizer.param_groups
+        if last_epoch != -1 and not all("initial_lr" in group for group in groups):
+            raise MissingRateError(
+                f"last_epoch={last_epoch} goes on with a schedule, but there are parameter groups without "
+                "initial_lr: load the optimizer's saved state first, or leave last_epoch out"
+            )
         if resume is None:
-            resume = all("swa_lr" in group for group in optimizer.param_groups)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["swa_lr"] = rate
+            resume = all("swa_lr" in group for group in groups)
         self._set_anneal_func(anneal_strategy)
         self.anneal_epochs = anneal_epochs
-        super().__init__(optimizer, last_epoch)
+        with _restored_on_failure(groups):
+            for group, rate in zip(groups, rates, strict=True):
+                group["swa_lr"] = rate
+            super().__init__(optimizer, last_epoch)
         if resume:
             # The position is read from this count; it is what an uninterrupted run would have.
             self._step_count = self.last_epoch + 1
@@ -141,7 +148,12 @@ class SWALR(LRScheduler):
         return {key: value for key, value in self.__dict__.items() if key not in NOT_SAVED}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state that this class or torch's has saved."""
+        """Take over a state that this class or torch's has saved.
+
+        Raises:
+            ArgumentError: its strategy is unknown; nothing was changed. A ValueError.
+        """
+        _check_strategy(state_dict.get("_anneal_strategy", self._anneal_strategy))
         self.__dict__.update({key: value for key, value in state_dict.items() if key not in NOT_SAVED})
         if "_anneal_strategy" not in state_dict:
             warnings.warn(
@@ -153,16 +165,36 @@ class SWALR(LRScheduler):
         self._set_anneal_func(self._anneal_strategy)
 
 
+def _check_strategy(strategy: object) -> None:
+    if strategy not in ("cos", "linear"):
+        raise ArgumentError(f"anneal_strategy must be one of 'cos' or 'linear', instead got {strategy}")
+
+
+@contextmanager
+def _restored_on_failure(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Give groups their entries back if something raises."""
+    before = [dict(group) for group in groups]
+    try:
+        yield
+    except BaseException:
+        for group, entries in zip(groups, before, strict=True):
+            group.clear()
+            group.update(entries)
+        raise
+
+
 def _one_for_each(swa_lr: Rate | Sequence[Rate], optimizer: Optimizer) -> list[Rate]:
     count = len(optimizer.param_groups)
-    if not isinstance(swa_lr, list | tuple):
-        return [_copied(swa_lr) for _ in range(count)]  # type: ignore[arg-type]
-    if len(swa_lr) != count:
+    rates = list(swa_lr) if isinstance(swa_lr, list | tuple) else [cast(Rate, swa_lr)] * count
+    if len(rates) != count:
         raise ArgumentError(
-            f"swa_lr must have the same length as optimizer.param_groups: it has {len(swa_lr)} values for "
+            f"swa_lr must have the same length as optimizer.param_groups: it has {len(rates)} values for "
             f"{count} groups"
         )
-    return [_copied(rate) for rate in swa_lr]
+    for rate in rates:
+        if not isinstance(rate, Real | Tensor):
+            raise ArgumentTypeError(f"swa_lr must be a number or a tensor, or a list of them, not {rate!r}")
+    return [_copied(rate) for rate in rates]
 
 
 def _copied(rate: Rate) -> Rate:

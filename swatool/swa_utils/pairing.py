@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from swatool.errors import printable
+from swatool.swa_utils.arguments import check_module
+from swatool.swa_utils.names import clean_names, names_as_usual
 from swatool.swa_utils.refusals import PairingError
+from swatool.swa_utils.sharding import placement, reshard
 
-__all__ = ["Pair", "clean_names", "local", "pair_tensors"]
+__all__ = ["Pair", "pair_tensors", "writable"]
 
-COMPILED = "_orig_mod"  # what torch.compile puts between a module and its parameters
-WRAPPED = "module."  # what DataParallel, DistributedDataParallel and AveragedModel put before all names
+Side = Literal["average", "model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class Pair:
     """A tensor of the average, and what is averaged into it.
 
     Attributes:
-        name: clean, see `clean_names`.
+        name: as in the average, or clean if the names differ, see `clean_names`.
         average: is changed by an update.
         model: of the same shape.
         is_buffer: whether they are buffers, not parameters.
@@ -36,44 +38,31 @@ class Pair:
     is_buffer: bool
 
 
-def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name what is left of it without the marks of compilation and data parallelism.
-
-    `module.` is taken off, repeatedly, where every name begins with it.
-
-    Raises:
-        PairingError: two names become the same.
-    """
-    given = list(names)
-    clean = [".".join(part for part in name.split(".") if part != COMPILED) for name in given]
-    while clean and all(name.startswith(WRAPPED) for name in clean):
-        clean = [name.removeprefix(WRAPPED) for name in clean]
-    if len(set(clean)) < len(clean):
-        twice = sorted({name for name in clean if clean.count(name) > 1})
-        raise PairingError(
-            f"without {COMPILED} and {WRAPPED[:-1]} several tensors have the same name: "
-            f"{', '.join(map(printable, twice[:5]))}"
-        )
-    return dict(zip(given, clean, strict=True))
+def writable(tensor: Tensor) -> Tensor:
+    """Return a tensor as it may be written: one that was made in inference mode by another name only."""
+    return tensor.detach() if tensor.is_inference() else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a distributed tensor, sharing its memory; others as they are."""
-    to_local = getattr(tensor, "to_local", None)
-    with torch.no_grad():  # else it would be the output of an operation, which must not be written
-        return tensor if to_local is None else cast(Tensor, to_local())
-
-
-def pair_tensors(average: nn.Module, model: nn.Module) -> list[Pair]:
+def pair_tensors(average: nn.Module, model: nn.Module, *, written: Side = "average") -> list[Pair]:
     """Pair all parameters and buffers; a tensor that several names share is paired once.
 
+    Args:
+        average: the average; whole parameters that FSDP2 has left in it are divided again.
+        model: what it is the average of; likewise.
+        written: which of them is going to be changed.
+
     Raises:
-        PairingError: lists every tensor that the other one lacks, or has in another shape, or cannot be read.
+        PairingError: lists every tensor that the other one lacks, or has in another shape, or cannot be read
+            or written.
+        ArgumentTypeError: the model is no module.
     """
+    check_module(model)
+    reshard(average)
+    reshard(model)
     averages, models = _named_tensors(average), _named_tensors(model)
     if averages.keys() != models.keys():
         averages, models = _cleaned(averages), _cleaned(models)
-    differences = list(_differences(averages, models))
+    differences = list(_differences(averages, models, written))
     if differences:
         raise PairingError(
             "the model is not built as its average, and nothing was changed; average a model of the same "
@@ -91,18 +80,37 @@ Named = Mapping[str, tuple[Tensor, bool]]
 
 def _named_tensors(module: nn.Module) -> Named:
     """Return all tensors by name, those with two names twice, and whether they are buffers."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {name: (tensor, False) for name, tensor in parameters} | {
-        name: (tensor, True) for name, tensor in buffers
+    if names_as_usual(module):
+        parts = list(_parts(module))
+        parameters = [(prefix + name, p) for prefix, part in parts for name, p in part._parameters.items()]
+        buffers = [(prefix + name, b) for prefix, part in parts for name, b in part._buffers.items()]
+    else:
+        # Their own way may be older than the keyword that asks for tensors with two names.
+        parameters, buffers = list(module.named_parameters()), list(module.named_buffers())
+    return {name: (tensor, False) for name, tensor in parameters if tensor is not None} | {
+        name: (tensor, True) for name, tensor in buffers if tensor is not None
     }
+
+
+def _parts(
+    module: nn.Module, prefix: str = "", above: Sequence[nn.Module] = ()
+) -> Iterator[tuple[str, nn.Module]]:
+    """Give a module and those inside it with what their tensors' names begin with; those with two, twice.
+
+    A module that is inside itself, as a parent that its children know, is given once.
+    """
+    yield prefix, module
+    around = [*above, module]
+    for name, part in module._modules.items():
+        if part is not None and not any(part is one for one in around):
+            yield from _parts(part, f"{prefix}{name}.", around)
 
 
 def _cleaned(named: Named) -> Named:
     return {clean: named[name] for name, clean in clean_names(named).items()}
 
 
-def _differences(averages: Named, models: Named) -> Iterator[str]:
+def _differences(averages: Named, models: Named, written: Side) -> Iterator[str]:
     for name in averages.keys() - models.keys():
         yield f"{printable(name)} is in the average, but not in the model"
     for name in models.keys() - averages.keys():
@@ -114,37 +122,45 @@ def _differences(averages: Named, models: Named) -> Iterator[str]:
         model, is_model_buffer = models[name]
         if is_buffer != is_model_buffer:
             yield f"{printable(name)} is a buffer in one and a parameter in the other"
-        yield from _unlike(name, average, model)
+        unlike = list(_unlike(average, model))
+        if not unlike:
+            unlike = list(_untreatable(average, model, is_buffer, written))
+        yield from (f"{printable(name)} {difference}" for difference in unlike)
         first, owner = owners.setdefault(id(average), (name, model))
         if owner is not model:
             yield f"{printable(first)} and {printable(name)} are one tensor in the average, two in the model"
 
 
-def _unlike(name: str, average: Tensor, model: Tensor) -> Iterator[str]:
+def _unlike(average: Tensor, model: Tensor) -> Iterator[str]:
+    """Give what keeps two tensors from belonging to each other."""
     for tensor, where in ((average, "average"), (model, "model")):
         if is_lazy(tensor):
-            yield f"{printable(name)} in the {where} has no shape yet: run the model once first"
+            yield f"in the {where} has no shape yet: run the model once first"
             return
         if tensor.is_meta:
-            yield f"{printable(name)} in the {where} is on the meta device, and has no values"
+            yield f"in the {where} is on the meta device, and has no values"
     if average is model:
-        yield f"{printable(name)} is the same tensor in both: average into a copy of the model"
-    if any(stride == 0 and size > 1 for stride, size in zip(average.stride(), average.shape, strict=True)):
-        yield f"{printable(name)} in the average is expanded, and cannot be written: make it contiguous"
+        yield "is the same tensor in both: average into a copy of the model"
     if _kind(average) != _kind(model):
-        yield f"{printable(name)} is {average.dtype} in the average, and {model.dtype} in the model"
+        yield f"is {average.dtype} in the average, and {model.dtype} in the model"
     if average.shape != model.shape:
+        yield (f"has the shape {tuple(average.shape)} in the average, and {tuple(model.shape)} in the model")
+    elif placement(average) != placement(model):
         yield (
-            f"{printable(name)} has the shape {tuple(average.shape)} in the average, and "
-            f"{tuple(model.shape)} in the model"
+            f"is distributed as {placement(average)} in the average, and as {placement(model)} in the model"
         )
-    elif _placement(average) != _placement(model):
-        yield (
-            f"{printable(name)} is distributed as {_placement(average)} in the average, and as "
-            f"{_placement(model)} in the model"
-        )
-    elif average.layout is not model.layout or average.layout is not torch.strided:
-        yield f"{printable(name)} is {average.layout} in the average and {model.layout} in the model"
+    elif average.layout is not model.layout:
+        yield f"is {average.layout} in the average, and {model.layout} in the model"
+
+
+def _untreatable(average: Tensor, model: Tensor, is_buffer: bool, written: Side) -> Iterator[str]:
+    """Give what keeps two tensors that belong to each other from being averaged or copied."""
+    target = average if written == "average" else model
+    if average.layout is torch.strided:
+        if any(stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True)):
+            yield f"in the {written} is expanded, and cannot be written: make it contiguous"
+    elif average.layout is not torch.sparse_coo or not is_buffer:  # such buffers are copied
+        yield f"is of the layout {average.layout}, of which there is no average: make it dense"
 
 
 def _kind(tensor: Tensor) -> str:
@@ -152,10 +168,3 @@ def _kind(tensor: Tensor) -> str:
     if tensor.is_complex():
         return "complex"
     return "floating" if tensor.is_floating_point() else "whole"
-
-
-def _placement(tensor: Tensor) -> object:
-    """Return how a distributed tensor is divided, None for others; equal if parts belong to each other."""
-    if not hasattr(tensor, "to_local"):
-        return None
-    return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from swatool.averaging.kernels import copy_together
 from swatool.swa_utils.averaging_functions import is_averaged
-from swatool.swa_utils.pairing import Pair, local, pair_tensors
+from swatool.swa_utils.pairing import Pair, pair_tensors, writable
+from swatool.swa_utils.sharding import local
 from swatool.swa_utils.transfer import Apply, Route, Transfer
 from swatool.swa_utils.watch import Watch
 
@@ -24,12 +26,14 @@ class Group:
     Attributes:
         averages: are changed by an update.
         models: in the same order.
+        places: where in the order of all the pairs these are.
         transfer: how the one get to the other if they differ in type or device.
         route: the same, in words.
     """
 
     averages: tuple[Tensor, ...]
     models: tuple[Tensor, ...]
+    places: tuple[int, ...]
     route: Route
     transfer: Transfer | None
 
@@ -44,12 +48,9 @@ class Group:
         """Copy the model's tensors."""
         self.apply(copy_together)
 
-    def brought(self) -> list[Tensor]:
-        """Return the model's tensors in the type and on the device of the averages."""
-        return [
-            model.detach().to(average.device, average.dtype)
-            for average, model in zip(self.averages, self.models, strict=True)
-        ]
+    def fits(self) -> bool:
+        """Tell whether the tensors lie in memory as they did; the rest is looked at by `Watch`."""
+        return self.transfer is None or self.transfer.fits(self.averages, self.models)
 
 
 class Plan:
@@ -82,6 +83,7 @@ class Plan:
             and self._use_buffers == use_buffers
             and self._watched.unchanged(model)
             and self._average.unchanged(average)
+            and all(group.fits() for group in (*self.averaged, *self.copied))
         )
 
     def _forget(self, _: object) -> None:
@@ -91,21 +93,25 @@ class Plan:
 
 
 def _is_mean(pair: Pair, use_buffers: bool) -> bool:
-    return is_averaged(pair.average) and (use_buffers or not pair.is_buffer)
+    if pair.is_buffer and not use_buffers:
+        return False
+    return is_averaged(pair.average) and pair.average.layout is torch.strided
 
 
 def _grouped(pairs: Iterable[Pair]) -> list[Group]:
-    """Group pairs by the types and devices of both."""
-    found: dict[Route, tuple[list[Tensor], list[Tensor]]] = {}
-    for pair in pairs:
+    """Group pairs by the types and devices of both, and sparse ones apart."""
+    found: dict[tuple[Route, torch.layout], list[tuple[Tensor, Tensor, int]]] = {}
+    for place, pair in enumerate(pairs):
         # Two distributed tensors are divided alike, so each process averages its own part.
-        average, model = local(pair.average), local(pair.model)
-        averages, models = found.setdefault(Route.of(average, model), ([], []))
-        averages.append(average)
-        models.append(model)
-    return [_group(route, *lists) for route, lists in found.items()]
+        average, model = writable(local(pair.average)), local(pair.model)
+        kind = (Route.of(average, model), average.layout)
+        found.setdefault(kind, []).append((average, model, place))
+    return [_group(route, layout, members) for (route, layout), members in found.items()]
 
 
-def _group(route: Route, averages: Sequence[Tensor], models: Sequence[Tensor]) -> Group:
-    transfer = None if route.is_direct else Transfer(route, averages, models)
-    return Group(tuple(averages), tuple(models), route, transfer)
+def _group(route: Route, layout: torch.layout, members: Iterable[tuple[Tensor, Tensor, int]]) -> Group:
+    averages, models, places = zip(*members, strict=True)
+    # Sparse tensors are not laid out in rows of elements that could be sent on: torch copies each as a whole.
+    is_direct = route.is_direct or layout is not torch.strided
+    transfer = None if is_direct else Transfer(route, averages, models)
+    return Group(averages, models, places, route, transfer)

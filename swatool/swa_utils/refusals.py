@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from swatool.errors import MismatchError, UsageError
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "ConflictError", "PairingError"]
+__all__ = ["ArgumentError", "ArgumentTypeError", "ConflictError", "MissingRateError", "PairingError"]
 
 
 class ArgumentError(UsageError, ValueError):
@@ -20,6 +20,14 @@ class ArgumentTypeError(UsageError, TypeError):
 
 class ConflictError(UsageError, AssertionError):
     """Several averaging functions are given where one is possible; torch raises AssertionError."""
+
+
+class MissingRateError(UsageError, KeyError):
+    """A scheduler is to go on, and the optimizer does not say from where; torch raises KeyError."""
+
+    def __str__(self) -> str:
+        """Return the sentence, which a KeyError would put in quotes."""
+        return Exception.__str__(self)
 
 
 class PairingError(MismatchError, ValueError, RuntimeError):

@@ -66,8 +66,18 @@ class Transfer:
         self._route = route
         on_cpu = route.source_device.type == route.device.type == "cpu"
         self._pieces = list(_cut(averages, models, CACHED if on_cpu else CARRIED))
+        self._cut = sorted({piece.first for piece in self._pieces if piece.span is not None})
+        self._strides = self._strides_now(averages, models)
         size = max((_elements(piece, averages) for piece in self._pieces), default=0)
-        self._lanes = [_Lane(route, size) for _ in range(2 if route.downloads else 1)]
+        with torch.inference_mode(False):  # else they could not be written outside of that mode
+            self._lanes = [_Lane(route, size) for _ in range(2 if route.downloads else 1)]
+
+    def fits(self, averages: Sequence[Tensor], models: Sequence[Tensor]) -> bool:
+        """Tell whether the tensors that are cut still lie in memory in the order that they were cut in."""
+        return self._strides == self._strides_now(averages, models)
+
+    def _strides_now(self, averages: Sequence[Tensor], models: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        return [tensors[index].stride() for tensors in (averages, models) for index in self._cut]
 
     def run(self, averages: Sequence[Tensor], models: Sequence[Tensor], apply: Apply) -> None:
         """Apply something to all averages and what the models' tensors are in their type and place."""

@@ -9,12 +9,15 @@ import operator
 from collections.abc import Sequence
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
+
+from swatool.swa_utils.names import names_as_usual
+from swatool.swa_utils.sharding import is_distributed
+from swatool.swa_utils.slots import STORES
 
 __all__ = ["Watch"]
 
-DICTS = tuple(map(operator.attrgetter, ("_parameters", "_buffers", "_modules")))
-NAMING = ("named_parameters", "named_buffers", "named_modules")
 # What the grouping and the pairing of tensors depend on, and an assignment to `.data` may change.
 METADATA = tuple(map(operator.attrgetter, ("dtype", "device", "shape")))
 
@@ -34,9 +37,11 @@ class Watch:
         """
         parts = list(module.modules())[1:]
         # Modules that are not built as usual may name their tensors as they like, and differently each time.
-        self._usual = all(type(store(part)) is dict for part in (module, *parts) for store in DICTS)
-        self._usual &= all(getattr(type(module), name) is getattr(nn.Module, name) for name in NAMING)
-        self._usual &= not any(hasattr(tensor, "to_local") for tensor in tensors)
+        self._usual = all(type(store(part)) is dict for part in (module, *parts) for store in STORES)
+        self._usual &= names_as_usual(module)
+        # Of other tensors more may change than is looked at here.
+        self._usual &= all(one.layout is torch.strided and not is_distributed(one) for one in tensors)
+        self._usual &= not any(one.is_inference() for one in tensors)
         self._parts = parts
         self._tensors = tuple(tensors)
         if self._usual:
@@ -59,6 +64,6 @@ class Watch:
         )
 
     def _structure(self, module: nn.Module) -> tuple[list[str], list[object]]:
-        stores = list(chain.from_iterable(map(store, (module, *self._parts)) for store in DICTS))
+        stores = list(chain.from_iterable(map(store, (module, *self._parts)) for store in STORES))
         names = list(chain.from_iterable(stores))
         return names, list(chain.from_iterable(map(dict.values, stores)))

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def inputs(dtype, *coefficients):
-    return [Input(index, DTYPES[dtype], c) for index, c in enumerate(coefficients)]
+    return [Input(index, DTYPES[dtype], (c,)) for index, c in enumerate(coefficients)]
 
 
 def treat(action, some, *, dtype=None, accumulator="float32"):
@@ -71,7 +71,7 @@ def test_complex_numbers(dtype, accumulator, alone):
 
 
 def test_types_of_the_inputs_may_differ():
-    some = [Input(0, DTYPES["float32"], 0.5), Input(1, DTYPES["bfloat16"], 0.5)]
+    some = [Input(0, DTYPES["float32"], (0.5,)), Input(1, DTYPES["bfloat16"], (0.5,))]
     assert average(some, [[1.0, 2.0], [3.0, 4.0]], dtype="float16")[1] == [2, 3]
 
 
@@ -141,7 +141,7 @@ def test_groups_of_equal_length(monkeypatch, count, expected):
 def test_types_part_groups(monkeypatch):
     monkeypatch.setattr(kernels, "most_together", lambda *_: 4)
     types = ["float32", "float32", "bfloat16", "float32"]
-    some = [Input(index, DTYPES[dtype], 0.25) for index, dtype in enumerate(types)]
+    some = [Input(index, DTYPES[dtype], (0.25,)) for index, dtype in enumerate(types)]
     reducer = LinearReducer(treat(Action.AVERAGE, some), 1, Memory(CPU))
     assert [len(group.inputs) for group in reducer.groups] == [2, 1, 1]
 
@@ -149,7 +149,7 @@ def test_types_part_groups(monkeypatch):
 def copy(action, values, *lengths, dtype="int16"):
     treatment = treat(action, inputs(dtype, *(1.0 for _ in values)), accumulator="")
     differing = {}
-    reducer = CopyReducer(treatment, sum(lengths), Memory(CPU), differing)
+    reducer = CopyReducer(treatment, sum(lengths), Memory(CPU), [differing])
     return reduce(reducer, block(treatment, *lengths), values), differing
 
 

@@ -3,6 +3,7 @@ import inspect
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,17 @@ from swatool.cli.average import average as command
 from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
 
 # Options that are not settings of the average: where it goes, and how it is told.
-BESIDE_THE_SETTINGS = {"checkpoints", "output", "as_json", "quiet", "verbose"}
+BESIDE_THE_SETTINGS = {
+    "checkpoints",
+    "output",
+    "as_json",
+    "quiet",
+    "verbose",
+    "sweep",
+    "evaluate",
+    "keep",
+    "no_normalize",
+}
 
 
 @pytest.fixture
@@ -96,12 +107,44 @@ GIVEN = {
     "key": (["--key", "ema.model"], "ema.model"),
     "strip_prefix": (["--strip-prefix", "a.", "--strip-prefix", "b."], ("a.", "b.")),
     "keep_prefix": (["--keep-prefix"], True),
+    "variant": (["--variant", "fp16"], "fp16"),
     "match": (["--match", "union"], "union"),
     "integers": (["--integers", "first"], "first"),
     "tied": (["--tied", "drop"], "drop"),
     "exclude": (["--exclude", "bn.*", "--exclude", "*.n"], ("bn.*", "*.n")),
     "dtype": (["--dtype", "bfloat16"], "bfloat16"),
     "allow_nonfinite": (["--allow-nonfinite"], True),
+    "format": (["--format", "hf"], "hf"),
+    "like": (["--like", "a.ckpt"], "a.ckpt"),
+    "per_step": (["--per-step", "100"], 100),
+    "inv_gamma": (["--inv-gamma", "2"], 2.0),
+    "power": (["--power", "0.75"], 0.75),
+    "min_decay": (["--min-decay", "0.1"], 0.1),
+    "gamma": (["--gamma", "3"], 3.0),
+    "sigma_rel": (["--sigma-rel", "0.1"], 0.1),
+    "spacing": (["--spacing", "index"], "index"),
+    "target_step": (["--target-step", "7"], 7),
+    "profile": (["--profile", "x-{step}"], "x-{step}"),
+    "sigma_rels": (["--sigma-rels", "0.05,0.1"], (0.05, 0.1)),
+    "snapshot_steps": (["--snapshot-steps", "10,20"], (10, 20)),
+    "schedule": (["--schedule", "cosine"], "cosine"),
+    "alpha": (["--alpha", "0.25"], 0.25),
+    "eta": (["--eta", "2"], 2.0),
+    "lrs": (["--lrs", "0.1,0.2"], (0.1, 0.2)),
+    "kappa": (["--kappa", "0.4"], 0.4),
+    "rho": (["--rho", "5"], 5.0),
+    "factor": (["--factor", "0.1"], 0.1),
+    "window": (["--window", "3"], 3),
+    "counts": (["--counts", "3,5"], (3.0, 5.0)),
+    "best": (["--best", "2", "--metric", "m", "--mode", "max"], {"best": 2, "metric": "m", "mode": "max"}),
+    "metric": (["--metric", "acc"], "acc"),
+    "mode": (["--mode", "min"], "min"),
+    "metrics": (
+        ["--metrics", "m.csv", "--best", "2", "--metric", "m", "--mode", "max"],
+        {"metrics": "m.csv", "best": 2, "metric": "m", "mode": "max"},
+    ),
+    "max_shard_size": (["--max-shard-size", "5GB"], "5GB"),
+    "sidecars": (["--no-sidecars"], False),
     "device": (["--device", "cuda:1"], "cuda:1"),
     "threads": (["-j", "3"], 3),
     "overwrite": (["--overwrite"], True),
@@ -113,14 +156,15 @@ GIVEN = {
 def test_every_option_reaches_the_settings(monkeypatch, name):
     seen = []
 
-    def average(checkpoints, output, *, settings, **_):
+    def average(checkpoints, output, _, *, settings, **__):
         seen.append((checkpoints, output, settings))
         raise swatool.UsageError("seen")
 
-    monkeypatch.setattr(sys.modules[command.__module__], "run", average)
+    monkeypatch.setattr(sys.modules[command.__module__], "average_sweep", average)
     arguments, expected = GIVEN[name]
     assert run("a", "b", *arguments).exit_code == 2
-    assert seen == [(["a", "b"], DEFAULT_OUTPUT, dataclasses.replace(AverageSettings(), **{name: expected}))]
+    expected = expected if isinstance(expected, dict) else {name: expected}
+    assert seen == [(["a", "b"], DEFAULT_OUTPUT, dataclasses.replace(AverageSettings(), **expected))]
 
 
 def test_json(files, output):
@@ -139,6 +183,7 @@ def test_json(files, output):
     assert data.pop("peak_rss_bytes") > 10_000_000
     warnings = data.pop("warnings")
     assert [f"warning: {warning}\n" for warning in warnings] == [result.stderr]
+    assert data.pop("estimate") is None
     assert data == {
         "schema": 1,
         "version": swatool.__version__,
@@ -156,7 +201,8 @@ def test_json(files, output):
             }
             for path, step, coefficient in zip(files, (9, 10), (0.25, 0.75), strict=True)
         ],
-        "output": {"path": str(output), "bytes": output.stat().st_size},
+        "figures": {"effective": pytest.approx(1.6), "lag": 0.25, "lag_unit": "steps", "l1": 1.0},
+        "output": {"path": str(output), "bytes": output.stat().st_size, "files": {}},
         "tensors": {"averaged": 1, "copied": 1, "dropped": 0, "tied": 0, "differing": 0},
         "dtype": {"float32": 48},
         "device": "cpu",
@@ -232,7 +278,8 @@ def test_dry_run_writes_nothing_and_does_not_import_torch(files, output):
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]"
     assert not any(line.startswith("wrote") for line in lines)
-    assert lines[-2].startswith("reads 112 B, writes ")
+    assert lines[-3].startswith("reads 112 B, writes ")
+    assert re.fullmatch(r"estimate: \d\.\d s, \d+ MB of memory", lines[-2])
     assert not output.exists()
 
 
@@ -315,7 +362,11 @@ WRONG = {
     "dtype": (2, "--dtype must be one of", lambda f: [*f, "--dtype", "int4"]),
     "threads": (2, "--threads must be from 1 to 1,024", lambda f: [*f, "--threads", "0"]),
     "exclude": (2, "matches no tensor", lambda f: [*f, "--exclude", "x"]),
-    "output is input": (2, "one of the inputs", lambda f: [*f, "--overwrite", "-o", f[0]]),
+    "output is input": (
+        2,
+        "one of the inputs",
+        lambda f: [*f, "--overwrite", "-o", f[0], "--format", "safetensors"],
+    ),
     "no folder": (5, "No such file or directory", lambda f: [*f, "-o", f[0].parent / "no" / "out"]),
 }
 

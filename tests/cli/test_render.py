@@ -1,3 +1,4 @@
+import io
 import os
 import pty
 import subprocess
@@ -7,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from swatool.cli import render
 from swatool.cli.render import Telling, size
 
 
@@ -87,3 +89,20 @@ def test_whole_run_on_a_pseudo_terminal(tmp_path):
     assert "wrote" in text
     assert "\x1b[5m" not in text
     assert "averaged: '\\x1b[5mblink'" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_large_table_is_plain_lines_also_on_a_terminal(monkeypatch):
+    out = Terminal()
+    monkeypatch.setattr(render.sys, "stdout", out)
+    Telling(quiet=False, verbose=False).table(("a", "b"), [("x", "1")] * 300)
+    assert out.getvalue() == "a  b\n" + "x  1\n" * 300
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 names"), (1, "1 name"), (1234, "1,234 names")])
+def test_counted(number, text):
+    assert render.counted(number, "name") == text

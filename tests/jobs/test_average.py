@@ -198,7 +198,7 @@ def test_both_formats_give_the_same_bytes(tmp_path):
     states = [{name: made(name, (13, 5), "plain", generator) for name in types} for _ in range(3)]
     outputs = []
     for suffix in (".pt", ".safetensors"):
-        output = tmp_path / f"out{suffix}"
+        output = tmp_path / f"out-of{suffix}.safetensors"
         average(write_all(tmp_path, states, suffix), output)
         content = output.read_bytes()
         outputs.append(content[8 + int.from_bytes(content[:8], "little") :])
@@ -569,12 +569,25 @@ def output_exists(folder):
 
 def output_is_input(folder):
     files = two(folder)
-    return files, {"output": files[0], "overwrite": True}
+    return files, {"output": files[0], "overwrite": True, "format": "safetensors"}
 
 
 def output_is_folder(folder):
     (folder / "out").mkdir()
+    return two(folder), {"overwrite": True, "format": "safetensors"}
+
+
+def output_is_folder_of_others(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "notes.txt").write_text("mine")
     return two(folder), {"overwrite": True}
+
+
+def output_holds_input(folder):
+    (folder / "out").mkdir()
+    files = two(folder)
+    (folder / "out" / "model.safetensors").hardlink_to(files[0])
+    return files, {"overwrite": True}
 
 
 def no_folder(folder):
@@ -626,6 +639,30 @@ REFUSED = {
     "output exists": (output_exists, UsageError, "exists: give --overwrite"),
     "output is an input": (output_is_input, UsageError, "is one of the inputs"),
     "output is a folder": (output_is_folder, UsageError, "not a file"),
+    "output folder holds something else": (output_is_folder_of_others, UsageError, "holds 'notes.txt'"),
+    "output folder holds an input": (output_holds_input, UsageError, "holds an input, 'model.safetensors'"),
+    "output folder exists": (
+        lambda folder: ((folder / "out").mkdir(), (two(folder), {}))[1],
+        UsageError,
+        "exists: give --overwrite",
+    ),
+    "folder with a file's name": (
+        lambda folder: (two(folder), {"output": folder / "o.safetensors", "max_shard_size": "1GB"}),
+        UsageError,
+        "is a file's name",
+    ),
+    "no folder for the folder": (
+        lambda folder: (two(folder), {"output": f"{folder}/gone/out/"}),
+        OutputError,
+        "gone': No such file",
+    ),
+    "bad format": (options(format="gguf"), UsageError, "--format must be one of"),
+    "bad shard size": (options(max_shard_size="5XB"), UsageError, "--max-shard-size must be"),
+    "shards of a file": (
+        options(max_shard_size=10, format="safetensors"),
+        UsageError,
+        "does not belong to --format safetensors",
+    ),
     "no folder": (no_folder, OutputError, "No such file"),
     "bad device": (options(device="gpu"), UsageError, "--device"),
     "device that is not there": (options(device="cuda:99"), UsageError, "--device cuda:99 is not there"),

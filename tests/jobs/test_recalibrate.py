@@ -175,6 +175,18 @@ def test_everything_but_the_statistics_is_as_it_was():
     assert set(os.listdir()) - {"__pycache__"} == {"averaged-bn.safetensors", "averaged.pt", "mine.py"}
 
 
+def test_a_folder_of_shards_is_recalibrated_like_a_file():
+    swatool.average(["averaged.pt"] * 2, "averaged/", max_shard_size="1KB", allow_duplicates=True)
+    assert len(os.listdir("averaged")) > 3
+    recalibrate()
+    report = recalibrate(checkpoint="averaged/", output="of-folder.safetensors")
+    assert report.checkpoint.path == "averaged/"
+    found, expected = load_file("of-folder.safetensors"), load_file("averaged-bn.safetensors")
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
 def test_torch_mode_is_update_bn():
     torch.manual_seed(5)
     recalibrate(mode="torch")
@@ -440,9 +452,12 @@ def test_what_is_refused_leaves_nothing_behind(work, options, error, said):
         ("a.pt", "a-bn.safetensors"),
         ("model.v1.ckpt", "model.v1-bn.safetensors"),
         ("plain", "plain-bn.safetensors"),
+        ("run/checkpoint-1.5/", "checkpoint-1.5-bn.safetensors"),
     ],
 )
-def test_default_output(checkpoint, output):
+def test_default_output(tmp_path, monkeypatch, checkpoint, output):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("run/checkpoint-1.5")
     assert default_output(checkpoint) == output
 
 

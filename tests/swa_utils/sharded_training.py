@@ -32,8 +32,8 @@ RULES = {
 }
 
 
-def build(dtype=torch.float32):
-    torch.manual_seed(0)
+def build(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
     # An uneven dimension, so that the ranks' parts differ, and a BatchNorm, whose buffers are not sharded.
     return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).to(dtype)
 
@@ -42,6 +42,12 @@ def shard(model, mesh):
     fully_shard(model[0], mesh=mesh)
     fully_shard(model[1], mesh=mesh)  # the other layers stay plain: a model of both kinds of tensors
     return model
+
+
+def shard_all(model, mesh):
+    """Shard as in most recipes: some layers, and then the root with the rest."""
+    fully_shard(model[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def whole(module):
@@ -117,6 +123,58 @@ def check_training(mesh):
     torch.testing.assert_close(whole(averaged.module)["0.weight"], torch.stack(seen).mean(0))
 
 
+def look(*models):
+    """Evaluate: the root's parameters stay whole after it."""
+    for model in models:
+        with torch.no_grad():
+            model(torch.ones(4, 5))
+
+
+def check_evaluation_between_updates(mesh):
+    for looked_at in ((), (0,), (1,), (0, 1)):
+        model = shard_all(build(), mesh)
+        averaged = AveragedModel(
+            shard_all(build(seed=1), mesh), deepcopy=False, multi_avg_fn=get_ema_multi_avg_fn(0.5)
+        )
+        reference = AveragedModel(build(), multi_avg_fn=get_ema_multi_avg_fn(0.5))
+        plain = build()
+        for step in range(3):
+            train(model, step)
+            train(plain, step)
+            for module in (model, averaged, plain, reference):
+                module.eval()
+            look(*((model, averaged)[index] for index in looked_at))
+            averaged.update_parameters(model)
+            reference.update_parameters(plain)
+            assert all(isinstance(one, DTensor) for one in model.parameters())
+        averaged.module.reshard()
+        expected, found = whole(reference.module), whole(averaged.module)
+        for key, tensor in expected.items():
+            assert torch.equal(tensor, found[key]), (looked_at, key)
+
+
+def check_swap_of_the_root(mesh):
+    model = shard_all(build(), mesh).eval()
+    averaged = AveragedModel(shard_all(build(seed=1), mesh), deepcopy=False).eval()
+    inputs = torch.ones(4, 5)
+    with torch.no_grad():
+        own, average = model(inputs), averaged(inputs)
+        for _ in range(2):
+            with averaged.swapped_into(model):
+                assert torch.equal(model(inputs), average)
+            assert torch.equal(model(inputs), own)
+            assert torch.equal(averaged(inputs), average)
+        with averaged.swapped_into(model):
+            model.double()
+            model.float()
+        assert torch.equal(model(inputs), own)
+        with averaged.swapped_into(model):
+            model.double()
+        assert {one.dtype for one in model.parameters()} == {torch.float64}
+        model.float()
+        assert torch.equal(model(inputs), own)
+
+
 def check_refusal(mesh):
     averaged = AveragedModel(build())
     with pytest.raises(PairingError, match="distributed as None in the average"):
@@ -133,6 +191,8 @@ def main():
     check_rules(mesh)
     check_swap_and_state(mesh)
     check_training(mesh)
+    check_evaluation_between_updates(mesh)
+    check_swap_of_the_root(mesh)
     check_refusal(mesh)
     dist.barrier()
     if dist.get_rank() == 0:

@@ -8,26 +8,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 import swatool
-from swatool.averaging.schemes import SCHEMES
 from swatool.swa_utils import (
     ONLINE_SCHEMES,
     AveragedModel,
+    CrowsonEma,
     Ema,
+    Polynomial,
     PowerEma,
     RestartedMean,
     Swa,
+    WarmupEma,
+    Wma,
     get_ema_multi_avg_fn,
 )
 
 UPDATES = 12
 INSTANCES = [
-    *(Swa(), Ema(0.8), Ema(0.9, debias=True), Ema(0.999), ONLINE_SCHEMES["ema-warmup"](0.9)),
-    *(
-        ONLINE_SCHEMES["ema-crowson"](0.95),
-        PowerEma(2.5),
-        ONLINE_SCHEMES["polynomial"](3.0),
-        RestartedMean(5),
-    ),
+    *(Swa(), Ema(0.8), Ema(0.9, debias=True), Ema(0.999), WarmupEma(0.9), CrowsonEma(0.95)),
+    # In training each update is one unit of time, whatever step the files say.
+    *(PowerEma(2.5, spacing="index"), Polynomial(3.0), Wma(), RestartedMean(5)),
 ]
 
 
@@ -37,7 +36,8 @@ def test_every_scheme_is_there():
 
 def offline(scheme, path, output):
     """Average the saved files by the scheme, by its name or by its coefficients."""
-    if scheme.name in SCHEMES:
+    settings = {field.name for field in dataclasses.fields(swatool.AverageSettings)}
+    if scheme.name != "restarted-mean" and set(dataclasses.asdict(scheme)) <= settings:
         options = {"method": scheme.name, **dataclasses.asdict(scheme)}
     else:
         options = {"weights": scheme.coefficients([None] * UPDATES), "normalize": False}

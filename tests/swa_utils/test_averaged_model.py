@@ -10,6 +10,7 @@ import copy
 import gc
 import io
 import pickle
+import signal
 import weakref
 
 import pytest
@@ -453,6 +454,13 @@ def test_at_most_one_rule_is_taken():
         ({"dtype": torch.int64}, ValueError, "dtype"),
         ({"device": ours.get_ema_multi_avg_fn()}, TypeError, "multi_avg_fn="),
         ({"scheme": "swa"}, TypeError, "online form"),
+        ({"scheme": ours.PowerEma}, TypeError, "give an instance"),
+        ({"dtype": "float32"}, TypeError, "such as torch.float32"),
+        ({"avg_fn": ours.get_ema_avg_fn}, TypeError, r"avg_fn=get_ema_avg_fn\(\)"),
+        ({"avg_fn": theirs.get_swa_avg_fn}, TypeError, r"avg_fn=get_swa_avg_fn\(\)"),
+        ({"multi_avg_fn": ours.get_swa_multi_avg_fn}, TypeError, r"multi_avg_fn=get_swa_multi_avg_fn\(\)"),
+        ({"multi_avg_fn": theirs.get_ema_multi_avg_fn}, TypeError, "call it"),
+        ({"multi_avg_fn": 0.9}, TypeError, "must be a function, not 0.9"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options, error, what):
@@ -461,12 +469,31 @@ def test_arguments_that_make_no_sense_are_refused(options, error, what):
     assert isinstance(caught.value, SwatoolError)
 
 
+def test_only_modules_are_averaged():
+    averaged = ours.AveragedModel(nn.Linear(2, 2))
+    for call in (ours.AveragedModel, averaged.update_parameters, lambda _: swap(averaged, None)):
+        with pytest.raises(TypeError, match="the model is a NoneType") as caught:
+            call(None)
+        assert isinstance(caught.value, SwatoolError)
+
+
+def swap(averaged, model):
+    with averaged.swapped_into(model):
+        pass
+
+
 def test_a_counter_on_the_meta_device_is_refused():
     with torch.device("meta"):
         averaged = ours.AveragedModel(nn.Linear(2, 2))
     with pytest.raises(ours.ArgumentError, match="meta"):
-        averaged._count()
-    with pytest.raises(ours.PairingError, match="meta"):
+        averaged.update_parameters(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": ours.Ema(0.9)}, {"avg_fn": ours.get_swa_avg_fn()}])
+def test_a_negative_count_is_refused(options):
+    averaged = ours.AveragedModel(nn.Linear(2, 2), **options)
+    averaged.n_averaged.fill_(-1)
+    with pytest.raises(ours.ArgumentError, match="n_averaged is -1"):
         averaged.update_parameters(nn.Linear(2, 2))
 
 
@@ -498,6 +525,19 @@ def test_every_nth_call_counts_from_the_first_on():
             expected.update_parameters(model)
         assert_same(tensors(averaged), tensors(expected))
     assert int(averaged.n_averaged) == 3
+
+
+def test_an_average_that_is_begun_anew_is_begun_at_once():
+    model = nn.Linear(2, 2)
+    averaged = ours.AveragedModel(model, update_every=3)
+    run([averaged], model, 2)
+    averaged.n_averaged.zero_()
+    expected = [1, 1, 1, 2]
+    for call, count in enumerate(expected):
+        run([averaged], model, 1, first=2 + call)
+        assert int(averaged.n_averaged) == count
+        if call == 0:
+            assert torch.equal(averaged.module.weight, model.weight)
 
 
 def test_a_failed_call_is_not_counted_as_one():
@@ -565,6 +605,145 @@ def test_dtype_converts_floating_tensors_and_keeps_ties():
     run([averaged], model, 3)
 
 
+@pytest.mark.parametrize("flag", ["overwrite_module_params", "swap_module_params"])
+def test_ties_are_kept_however_torch_converts(flag):
+    set_flag = getattr(torch.__future__, f"set_{flag}_on_conversion")
+    model = Tied().half()
+    set_flag(True)
+    try:
+        averaged = ours.AveragedModel(model, dtype=torch.float32)
+    finally:
+        set_flag(False)
+    assert averaged.module.head.weight is averaged.module.embedding.weight
+    assert {one.dtype for one in averaged.module.parameters()} == {torch.float32}
+    run([averaged], model, 2)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+def test_complex_tensors_are_as_wide_as_the_floating_ones():
+    model = nn.Linear(2, 2)
+    model.narrow = nn.Parameter(torch.ones(3, dtype=torch.complex32))
+    model.wide = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    averaged = ours.AveragedModel(model)
+    with pytest.raises(ours.PairingError, match=r"complex32 on cpu cannot be averaged.*dtype=torch\.float32"):
+        averaged.update_parameters(model)
+    for dtype, narrow, wide in (
+        (torch.float32, torch.complex64, torch.complex64),
+        (torch.float64, torch.complex128, torch.complex128),
+        (torch.float16, torch.complex32, torch.complex64),
+    ):
+        averaged = ours.AveragedModel(model, dtype=dtype)
+        assert averaged.module.narrow.dtype is narrow
+        assert averaged.module.wide.dtype is wide
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    run([averaged], model, 1)
+    averaged.module.narrow.data.zero_()
+    averaged.update_parameters(model)
+    expected = model.narrow.detach().to(torch.complex64) / 2
+    torch.testing.assert_close(averaged.module.narrow.detach(), expected)
+
+
+def in_inference_mode(make):
+    with torch.inference_mode():
+        return make()
+
+
+@pytest.mark.parametrize("what", ["the average", "a part of it", "the counter"])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"avg_fn": ours.get_ema_avg_fn()}])
+def test_what_was_made_in_inference_mode_is_averaged_inside_and_outside_of_it(what, options):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    reference = ours.AveragedModel(model, **options)
+    if what == "the average":
+        averaged = in_inference_mode(lambda: ours.AveragedModel(model, **options))
+        assert averaged.module[0].weight.is_inference()
+    else:
+        averaged = ours.AveragedModel(model, **options)
+    if what == "a part of it":
+        averaged.module[1] = in_inference_mode(lambda: copy.deepcopy(averaged.module[1]))
+        assert averaged.module[1].weight.is_inference()
+    elif what == "the counter":
+        averaged.n_averaged = in_inference_mode(lambda: torch.tensor(0))
+    for step in range(4):
+        with torch.inference_mode(step == 2):
+            run([averaged, reference], model, 1, first=step)
+        assert_same(tensors(averaged), tensors(reference))
+    assert int(averaged.n_averaged) == 4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_updates_may_be_made_in_inference_mode_and_outside_in_turn(first):
+    model = nn.Linear(4, 4).bfloat16()
+    averaged, reference = (ours.AveragedModel(model, dtype=torch.float32) for _ in range(2))
+    for step in range(4):
+        train(model, step)
+        with torch.inference_mode(first is (step % 2 == 0)):
+            averaged.update_parameters(model)
+        reference.update_parameters(model)
+    assert_same(tensors(averaged), tensors(reference))
+
+
+def turned(model):
+    model[0].weight.data = model[0].weight.data.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("side", ["model", "average"])
+@pytest.mark.parametrize(
+    "change", [lambda model: model.to(memory_format=torch.channels_last), turned], ids=["channels", "turned"]
+)
+def test_another_order_in_memory_is_followed(change, side):
+    model = nn.Sequential(nn.Conv2d(128, 256, 3)).bfloat16()  # of several pieces
+    averaged, reference = (
+        ours.AveragedModel(model, dtype=torch.float32, scheme=ours.Ema(0.5)) for _ in range(2)
+    )
+    run([averaged, reference], model, 2)
+    reference._plan = None
+    change(model if side == "model" else averaged.module)
+    run([averaged, reference], model, 2, first=2)
+    assert_same(tensors(averaged), tensors(reference))
+
+
+def test_another_order_of_a_buffer_that_is_copied_is_followed():
+    model = nn.Module()
+    model.register_buffer("table", torch.randn(600, 700).bfloat16())
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    averaged.update_parameters(model)
+    model.table.data = model.table.data.t().contiguous().t()
+    averaged.update_parameters(model)
+    assert torch.equal(averaged.module.table, model.table.float())
+
+
+def test_an_expanded_model_is_read_as_it_is():
+    model = nn.Linear(1024, 1024, bias=False).bfloat16()
+    averaged = ours.AveragedModel(model, dtype=torch.float32)
+    averaged.update_parameters(model)
+    model.weight.data = model.weight.data[:1].expand(1024, 1024)
+    averaged.n_averaged.zero_()
+    averaged.update_parameters(model)
+    assert torch.equal(averaged.module.weight, model.weight.float())
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"avg_fn": lambda a, b, _: (a + b) / 2}])
+def test_an_interrupted_update_is_a_whole_one(options, monkeypatch):
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.BatchNorm1d(3))
+    averaged, reference = (ours.AveragedModel(model, **options) for _ in range(2))
+    run([averaged, reference], model, 2)
+    original = torch._foreach_copy_ if "avg_fn" in options else torch._foreach_lerp_
+    name = original.__name__.removeprefix("torch.")
+
+    def interrupt(*args):
+        signal.raise_signal(signal.SIGINT)
+        original(*args)
+
+    train(model, 2)
+    reference.update_parameters(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            averaged.update_parameters(model)
+    assert_same(tensors(averaged), tensors(reference))
+
+
 def test_a_model_cast_in_training_is_followed():
     model = nn.Linear(3, 3)
     averaged, reference = (ours.AveragedModel(model, scheme=ours.Ema(0.5)) for _ in range(2))
@@ -621,7 +800,7 @@ def test_the_trained_model_itself_is_no_average():
         averaged.update_parameters(model)
 
 
-# Swapping, saving, letting go
+# Saving, letting go
 
 
 def allocated(function):
@@ -650,96 +829,12 @@ def test_an_update_takes_no_memory_of_the_size_of_the_model(function, dtype):
     )  # its buffer, if any, is there already
 
 
-@pytest.mark.parametrize("name", [*MODELS])
-def test_swapping_puts_the_average_in_and_the_model_back(name):
-    model = MODELS[name]()
-    averaged = ours.AveragedModel(model, use_buffers=True)
-    run([averaged], model, 3)
-    kept, average = snapshot(model), snapshot(averaged.module)
-    pointers = [one.data_ptr() for one in model.parameters()]
-    with averaged.swapped_into(model) as nothing:
-        assert nothing is None
-        assert_same(tensors(model), average)
-        train(model, 5)
-    assert_same(tensors(model), kept)
-    assert_same(tensors(averaged.module), average)
-    assert [one.data_ptr() for one in model.parameters()] == pointers
-
-
-def test_swapping_is_undone_bit_by_bit_after_an_exception():
-    model = nn.Linear(2, 2)
-    averaged = ours.AveragedModel(model)
-    with torch.no_grad():
-        model.weight.view(torch.int32).copy_(
-            torch.tensor([[0x7FC12345, -1], [-(2**31), 1]])
-        )  # NaNs, -0, denormal
-    bits = model.weight.detach().view(torch.int32).clone()
-    with pytest.raises(KeyboardInterrupt), averaged.swapped_into(model):
-        raise KeyboardInterrupt
-    assert torch.equal(model.weight.detach().view(torch.int32), bits)
-    with averaged.swapped_into(model):
-        pass
-
-
-def test_swapping_that_fails_halfway_is_undone(monkeypatch):
-    model = nn.Linear(2, 2)
-    averaged = ours.AveragedModel(model)
-    train(model, 0)
-    kept = snapshot(model)
-    original = averaged_model.copy_together
-    calls = []
-
-    def fail_once(targets, sources):
-        original(targets, sources)
-        calls.append(1)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(averaged_model, "copy_together", fail_once)
-    with pytest.raises(KeyboardInterrupt), averaged.swapped_into(model):
-        pytest.fail("is not reached")
-    assert_same(tensors(model), kept)
-    with averaged.swapped_into(model):
-        pass
-
-
-def test_inside_a_swap_nothing_is_averaged_and_nothing_swapped():
-    model = nn.Linear(2, 2)
-    averaged = ours.AveragedModel(model)
-    with averaged.swapped_into(model):
-        with pytest.raises(ours.ArgumentError, match="average the average"):
-            averaged.update_parameters(model)
-        with pytest.raises(ours.ArgumentError, match="already"), averaged.swapped_into(nn.Linear(2, 2)):
-            pass
-    averaged.update_parameters(model)
-    with pytest.raises(ours.PairingError), averaged.swapped_into(nn.Linear(2, 3)):
-        pass
-    averaged.update_parameters(model)
-
-
-def test_a_copy_made_inside_a_swap_is_in_no_model():
-    model = nn.Linear(2, 2)
-    averaged = ours.AveragedModel(model)
-    with averaged.swapped_into(model):
-        other = copy.deepcopy(averaged)
-    run([other], model, 2)
-    assert int(other.n_averaged) == 2
-
-
-def test_swapping_into_a_narrower_model_rounds():
-    model = nn.Linear(2, 2).bfloat16()
-    averaged = ours.AveragedModel(model, dtype=torch.float32)
-    run([averaged], model, 3)
-    with averaged.swapped_into(model):
-        assert torch.equal(model.weight, averaged.module.weight.bfloat16())
-
-
 def test_the_averaged_state_has_clean_names():
     plain = MODELS["convolution"]()
     averaged = ours.AveragedModel(nn.DataParallel(torch.compile(plain, backend="eager")))
     assert next(iter(averaged.module.state_dict())).startswith("module._orig_mod.")
     state = averaged.averaged_state_dict()
-    assert type(state) is dict
+    assert isinstance(state, dict)
     assert list(state) == list(plain.state_dict())
     assert state["0.weight"].data_ptr() == next(averaged.module.parameters()).data_ptr()
     assert not state["0.weight"].requires_grad

@@ -111,6 +111,13 @@ def test_decay_of_a_wrong_type_is_a_type_error(name):
         getattr(ours, name)("0.9")
 
 
+@pytest.mark.parametrize("decay", [torch.tensor(0.9), torch.tensor(0.9, dtype=torch.float64), 1])
+def test_the_weight_is_a_number_whatever_the_decay_is(decay):
+    weight = ours.get_ema_multi_avg_fn(decay).weight(3)
+    assert type(weight) is float
+    assert weight == pytest.approx(1 - float(decay), abs=1e-7)
+
+
 def test_decay_may_be_a_tensor():
     decay = torch.tensor(0.9)
     mine, reference, models = values(torch.float32, 0), values(torch.float32, 0), values(torch.float32, 1)

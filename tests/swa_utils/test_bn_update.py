@@ -178,6 +178,75 @@ def test_inputs_of_other_kinds_go_to_the_device_by_themselves(wrap):
     ours.update_bn([wrap(Graph(torch.randn(3, 2)))], OfGraphs(nn.BatchNorm1d(2)), "cpu")
 
 
+class OfLists(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, inputs):
+        return self.norm(sum(inputs))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_an_input_that_is_a_list_is_given_as_a_whole(device, kind):
+    model, inputs = OfLists(), [torch.randn(5, 2) for _ in range(3)]
+    ours.update_bn([(kind(inputs), 0)], model, device)
+    torch.testing.assert_close(model.norm.running_mean, sum(inputs).mean(0) * 1.0)
+
+
+def packed():
+    generator = torch.Generator().manual_seed(0)
+    return nn.utils.rnn.pack_sequence([torch.randn(size, 2, generator=generator) for size in (5, 3)])
+
+
+class OfPacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, given):
+        assert isinstance(given, nn.utils.rnn.PackedSequence)
+        return self.norm(given.data)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_packed_sequences_are_given_as_by_torch(device):
+    results = []
+    for module in (ours, theirs):
+        model, alone = OfPacked(), nn.Sequential(nn.BatchNorm1d(2))
+        module.update_bn([(packed(), 0)], model, device)
+        # By itself it is a tuple, and its first part is the input.
+        module.update_bn([packed()], alone, device)
+        results.append(model.state_dict() | alone.state_dict())
+    assert states_equal(*results)
+
+
+@pytest.mark.parametrize("given_by", [None, lambda model, batch: model(**batch)])
+def test_a_mapping_that_can_go_to_the_device_by_itself_does(given_by):
+    went = []
+
+    class Encoding(UserDict):
+        def to(self, device):
+            went.append(device)
+            return self
+
+    model = TwoInputs()
+    batch = Encoding(a=torch.randn(5, 2), b=torch.randn(5, 2))
+    ours.update_bn([batch], model, "cpu", forward=given_by)
+    assert went == [torch.device("cpu")]
+
+
+def test_a_model_of_a_mapping_is_given_one_by_forward():
+    class OfMapping(TwoInputs):
+        def forward(self, batch):
+            return super().forward(**batch)
+
+    model, batch = OfMapping(), {"a": torch.randn(5, 2), "b": torch.randn(5, 2)}
+    ours.update_bn([batch], model, forward=lambda m, b: m(b))
+    torch.testing.assert_close(model.norm.running_mean, (batch["a"] + batch["b"]).mean(0))
+
+
 def test_only_what_the_model_is_given_is_moved():
     seen = []
     model = nn.Sequential(nn.BatchNorm1d(2))

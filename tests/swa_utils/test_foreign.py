@@ -98,3 +98,23 @@ def test_functions_get_the_model_in_the_type_of_the_average(kind):
     averaged.update_parameters(model)
     averaged.update_parameters(model)
     assert seen == [(torch.float32, torch.float32)] * 2
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_functions_of_tensors_are_called_in_torchs_order(use_buffers):
+    dtypes = [torch.float32, torch.float64, torch.float32, torch.bfloat16, torch.float64]
+    model = nn.Module()
+    for size, dtype in enumerate(dtypes, 1):
+        model.register_parameter(f"p{size}", nn.Parameter(torch.zeros(size, dtype=dtype)))
+        model.register_buffer(f"b{size}", torch.zeros(size + 10, dtype=dtype))
+    orders = []
+    for cls in (AveragedModel, torch.optim.swa_utils.AveragedModel):
+        seen = []
+        averaged = cls(
+            model, use_buffers=use_buffers, avg_fn=lambda a, *_, seen=seen: seen.append(len(a)) or a
+        )
+        averaged.update_parameters(model)
+        averaged.update_parameters(model)
+        orders.append(seen)
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 10 if use_buffers else 5

@@ -95,6 +95,12 @@ def test_the_defaults_are_ten_epochs_of_a_cosine():
     assert [one for [one] in seen] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_rate_may_be_a_whole_number():
+    optimizer = make_optimizer((0.5,))
+    follow(optimizer, ours.SWALR(optimizer, 0, 2), 3)
+    assert rates_of(optimizer) == [0]
+
+
 def test_tensor_rates_are_filled_in_place_and_not_shared():
     swa_lr = torch.tensor(0.01)
     optimizer = make_optimizer((0.1, 0.1), tensor=True)
@@ -254,6 +260,10 @@ def test_a_group_added_later_needs_its_own_rate_where_the_others_differ():
         ),
         ({"anneal_epochs": -1}, ValueError, "anneal_epochs must be equal or greater than 0, got -1"),
         ({"anneal_epochs": 2.0}, ValueError, "anneal_epochs must be equal or greater than 0, got 2.0"),
+        ({"swa_lr": "0.05"}, TypeError, "swa_lr must be a number or a tensor, or a list of them, not '0.05'"),
+        ({"swa_lr": None}, TypeError, "swa_lr must be a number"),
+        ({"swa_lr": [0.1, "a"]}, TypeError, "not 'a'"),
+        ({"last_epoch": 5}, KeyError, "last_epoch=5 goes on .* without initial_lr: load the optimizer's"),
     ],
 )
 def test_a_refused_call_changes_nothing(options, error, what):
@@ -263,8 +273,9 @@ def test_a_refused_call_changes_nothing(options, error, what):
         ours.SWALR(optimizer, **{"swa_lr": 0.1, **options})
     assert isinstance(caught.value, SwatoolError)
     assert optimizer.state_dict() == before
-    with pytest.raises(error):
-        theirs.SWALR(make_optimizer(), **{"swa_lr": 0.1, **options})
+    if options.get("swa_lr", 0) is not None:
+        with pytest.raises(error):
+            theirs.SWALR(make_optimizer(), **{"swa_lr": 0.1, **options}).step()
 
 
 def test_only_optimizers_have_rates():
@@ -273,9 +284,45 @@ def test_only_optimizers_have_rates():
     assert isinstance(caught.value, SwatoolError)
 
 
-def test_last_epoch_without_initial_rates_is_an_error_as_torchs():
-    with pytest.raises(KeyError, match="initial_lr"):
-        ours.SWALR(make_optimizer(), 0.1, last_epoch=3)
+def test_a_refused_call_leaves_no_trace_in_later_ones():
+    rates = []
+    for refused in (True, False):
+        optimizer = make_optimizer()
+        if refused:
+            with pytest.raises(KeyError) as caught:
+                ours.SWALR(optimizer, 0.05, 4, last_epoch=5)
+            assert str(caught.value).startswith("last_epoch=5")
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        rates.append(follow(optimizer, ours.SWALR(optimizer, 0.05, 4, last_epoch=5), 5))
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_call_that_fails_halfway_changes_no_group(error, monkeypatch):
+    optimizer = make_optimizer()
+    before = copy.deepcopy(optimizer.state_dict())
+
+    def fail(_):
+        assert "initial_lr" in optimizer.param_groups[0]
+        raise error
+
+    monkeypatch.setattr(ours.SWALR, "get_lr", fail)
+    with pytest.raises(error):
+        ours.SWALR(optimizer, 0.05, 4)
+    assert optimizer.state_dict() == before
+
+
+def test_only_an_optimizer_all_of_whose_groups_were_annealed_is_gone_on_with():
+    """One group alone may have been given its rate when it was made."""
+    found = []
+    for module in (ours, theirs):
+        optimizer = make_optimizer()
+        lr_scheduler.ExponentialLR(optimizer, 0.9)
+        optimizer.param_groups[1]["swa_lr"] = 0.5
+        scheduler = module.SWALR(optimizer, 0.01, 4, last_epoch=2)
+        found.append(follow(optimizer, scheduler, 6))
+    assert found[0] == found[1]
 
 
 def test_get_lr_outside_of_a_step_warns_as_torchs():
@@ -302,6 +349,16 @@ def test_a_state_without_strategy_loads_with_a_warning():
     assert scheduler.optimizer is optimizer
     assert scheduler.anneal_epochs == 8
     assert scheduler.anneal_func(0.25) == 0.25
+
+
+@pytest.mark.parametrize("strategy", ["bogus", None])
+def test_a_state_of_an_unknown_strategy_is_refused_before_anything_is_changed(strategy):
+    scheduler = ours.SWALR(make_optimizer(), 0.01, 4, "linear")
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="anneal_strategy must be one of") as caught:
+        scheduler.load_state_dict({**before, "_anneal_strategy": strategy, "anneal_epochs": 9})
+    assert isinstance(caught.value, SwatoolError)
+    assert scheduler.state_dict() == before
 
 
 def test_the_parts_are_torchs():

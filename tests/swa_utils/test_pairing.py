@@ -9,7 +9,8 @@ from torch import nn
 
 from swatool.errors import SwatoolError
 from swatool.swa_utils import AveragedModel, PairingError
-from swatool.swa_utils.pairing import clean_names, local, pair_tensors
+from swatool.swa_utils.pairing import pair_tensors
+from swatool.swa_utils.sharding import local
 
 
 def pairs(average, model):
@@ -20,27 +21,6 @@ def differences(average, model):
     with pytest.raises(PairingError) as caught:
         pair_tensors(average, model)
     return sorted(caught.value.differences)
-
-
-def test_names_are_cleaned_where_all_of_them_say_so():
-    assert clean_names(["module.a", "module.b.c"]) == {"module.a": "a", "module.b.c": "b.c"}
-    assert clean_names(["module.module.a"]) == {"module.module.a": "a"}
-    assert clean_names(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
-    assert clean_names(["_orig_mod.a", "x._orig_mod.b"]) == {"_orig_mod.a": "a", "x._orig_mod.b": "x.b"}
-    assert clean_names(["_orig_mod.module.a", "module._orig_mod.b"]) == {
-        "_orig_mod.module.a": "a",
-        "module._orig_mod.b": "b",
-    }
-    assert clean_names(["my_orig_mod.a", "modules.a"]) == {
-        "my_orig_mod.a": "my_orig_mod.a",
-        "modules.a": "modules.a",
-    }
-    assert clean_names([]) == {}
-
-
-def test_names_that_become_the_same_are_refused():
-    with pytest.raises(PairingError, match=r"several tensors have the same name: 'x\.a'$"):
-        clean_names(["x.a", "x._orig_mod.a", "y"])
 
 
 def test_tensors_are_paired_by_name_not_by_place():
@@ -121,22 +101,133 @@ def test_tensors_without_values_are_refused():
     )
 
 
-def test_sparse_tensors_and_expanded_averages_are_refused():
-    average, model = nn.Module(), nn.Module()
-    average.register_buffer("x", torch.eye(2).to_sparse())
-    model.register_buffer("x", torch.eye(2))
-    assert len(differences(model, average)) == 1
-    average.x = torch.ones(1).expand(3)
-    model.x = torch.ones(3)
-    assert differences(average, model) == [
-        "'x' in the average is expanded, and cannot be written: make it contiguous"
+def graph(*columns):
+    """Return a sparse tensor of ones in some columns."""
+    dense = torch.zeros(2, 3)
+    dense[:, list(columns)] = 1
+    return dense.to_sparse()
+
+
+def sparse(*columns):
+    module = nn.Linear(2, 2)
+    module.register_buffer("graph", graph(*columns))
+    return module
+
+
+@pytest.mark.parametrize("options", [{}, {"use_buffers": True}, {"dtype": torch.float64}])
+def test_sparse_buffers_are_copied(options):
+    model = sparse(0)
+    averaged = AveragedModel(model, **options)
+    for expected in (graph(1) * 2, graph(0, 1, 2) * 3, graph(2)):
+        model.graph = expected
+        averaged.update_parameters(model)
+        assert torch.equal(averaged.module.graph.to_dense().float(), expected.to_dense())
+        assert averaged.module.graph.is_sparse
+    with averaged.swapped_into(model):
+        assert torch.equal(model.graph.to_dense(), expected.to_dense())
+        model.graph = graph(0)
+    assert model.graph is expected
+    assert torch.equal(model.graph.to_dense(), graph(2).to_dense())
+    with averaged.swapped_into(model), torch.no_grad():
+        model.graph.copy_(graph(0, 1))
+    assert torch.equal(model.graph.to_dense(), graph(2).to_dense())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_and_dense_do_not_belong_together_and_sparse_parameters_are_refused():
+    dense = nn.Linear(2, 2)
+    dense.register_buffer("graph", torch.eye(2, 3))
+    assert differences(dense, sparse(0)) == [
+        "'graph' is torch.strided in the average, and torch.sparse_coo in the model"
     ]
-    assert "x" in pairs(model, average)
-    average.x, model.x = torch.ones(1).expand(2), torch.ones(2)
-    assert len(differences(average, model)) == 1
+    average, model = (module_of(torch.eye(2).to_sparse_csr()) for _ in range(2))
+    assert differences(average, model) == [
+        "'x' is of the layout torch.sparse_csr, of which there is no average: make it dense"
+    ]
+    average, model = nn.Module(), nn.Module()
+    average.x, model.x = (nn.Parameter(torch.eye(2).to_sparse()) for _ in range(2))
+    assert differences(average, model) == [
+        "'x' is of the layout torch.sparse_coo, of which there is no average: make it dense"
+    ]
+
+
+@pytest.mark.parametrize("written", ["average", "model"])
+def test_what_cannot_be_written_is_refused(written):
+    def found(shape, bad):
+        modules = {"average": nn.Module(), "model": nn.Module()}
+        for module in modules.values():
+            module.register_buffer("x", torch.ones(shape))
+        modules[written].x = bad
+        try:
+            pair_tensors(modules["average"], modules["model"], written=written)
+        except PairingError as error:
+            return list(error.differences)
+        other = "model" if written == "average" else "average"
+        with pytest.raises(PairingError):
+            pair_tensors(modules["average"], modules["model"], written=other)
+        return []
+
+    expanded = f"'x' in the {written} is expanded, and cannot be written: make it contiguous"
+    assert found(3, torch.ones(1).expand(3)) == [expanded]
+    assert found(2, torch.ones(1).expand(2)) == [expanded]
+
+
+def module_of(buffer):
+    module = nn.Module()
+    module.register_buffer("x", buffer)
+    return module
+
+
+def test_what_is_only_read_may_be_expanded():
+    average, model = module_of(torch.ones(3)), module_of(torch.ones(1).expand(3))
+    assert "x" in pairs(average, model)
     average.x = torch.empty_strided((1, 3), (0, 1))  # of one row, so no two elements share a place
     model.x = torch.ones(1, 3)
     assert "x" in pairs(average, model)
+
+
+class Older(nn.Linear):
+    """Names its tensors in its own way, without the keyword of later."""
+
+    def named_parameters(self, prefix="", recurse=True):
+        yield from super().named_parameters(prefix, recurse)
+
+
+def test_modules_that_name_their_tensors_themselves_are_averaged():
+    model = Older(2, 2)
+    averaged = AveragedModel(model)
+    for value in (1.0, 3.0):
+        nn.init.constant_(model.weight, value)
+        averaged.update_parameters(model)
+    assert averaged.module.weight.unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("cls", [AveragedModel, torch.optim.swa_utils.AveragedModel])
+def test_what_a_module_does_not_name_is_left_alone(cls):
+    class Hiding(Older):
+        def named_parameters(self, prefix="", recurse=True):
+            yield from (pair for pair in super().named_parameters(prefix, recurse) if pair[0] != "bias")
+
+    model = Hiding(2, 2)
+    averaged = cls(model)
+    kept = model.bias.detach().clone()
+    nn.init.zeros_(model.bias)
+    nn.init.zeros_(model.weight)
+    averaged.update_parameters(model)
+    assert torch.equal(averaged.module.bias, kept)
+    assert averaged.module.weight.count_nonzero() == 0
+
+
+def test_modules_that_are_inside_themselves_are_averaged():
+    model = nn.Linear(2, 2)
+    model.child = nn.Linear(2, 2)
+    model.child.parent = model
+    averaged = AveragedModel(model)
+    assert set(pairs(averaged.module, model)) == {"weight", "bias", "child.weight", "child.bias"}
+    for value in (1.0, 3.0):
+        nn.init.constant_(model.child.weight, value)
+        averaged.update_parameters(model)
+    assert averaged.module.child.weight.unique().tolist() == [2.0]
 
 
 class Two(nn.Module):
@@ -181,11 +272,6 @@ def test_buffers_that_do_not_fit_are_found_before_parameters_are_averaged():
             with pytest.raises(error):
                 averaged.update_parameters(other)
         assert all(torch.equal(kept[name], tensor) for name, tensor in averaged.state_dict().items())
-
-
-def test_local_gives_others_as_they_are():
-    tensor = torch.ones(2)
-    assert local(tensor) is tensor
 
 
 class Distributed(torch.Tensor):

@@ -68,6 +68,7 @@ def test_static_methods_are_static():
         (ours.ArgumentError, (ValueError,)),
         (ours.ArgumentTypeError, (TypeError,)),
         (ours.ConflictError, (AssertionError,)),
+        (ours.MissingRateError, (KeyError,)),
         (ours.PairingError, (ValueError, RuntimeError)),
     ],
 )

@@ -106,6 +106,18 @@ def test_small_tensors_share_a_piece(monkeypatch):
     assert seen == [[4, 6], [1], [10], [10], [1], [3]]
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_was_cut_must_lie_as_it_did(side, monkeypatch):
+    monkeypatch.setattr(transfer, "CACHED", 16)
+    lists = values(torch.float32, 0, [(3, 2), (6, 6)]), values(torch.float16, 1, [(3, 2), (6, 6)])
+    made = Transfer(Route.of(lists[0][0], lists[1][0]), *lists)
+    assert made.fits(*lists)
+    lists[side][0].t_()  # small, so it is sent as a whole, in whatever order
+    assert made.fits(*lists)
+    lists[side][1].t_()
+    assert not made.fits(*lists)
+
+
 def test_routes_know_what_they_are():
     a, b = torch.ones(1), torch.ones(1, dtype=torch.float64)
     assert Route.of(a, a).is_direct

@@ -84,7 +84,10 @@ def test_attributes_are_looked_at_by_device_and_type():
 
 @pytest.mark.parametrize("look", ["dtype", "device", "shape"])
 def test_each_attribute_is_looked_at(look):
-    one = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"), shape=torch.Size([2]))
+    one = SimpleNamespace(
+        dtype=torch.float32, device=torch.device("cpu"), shape=torch.Size([2]), layout=torch.strided
+    )
+    one.is_inference = bool
     watched = Watch(nn.ReLU(), [one])
     assert watched.unchanged(nn.ReLU())
     setattr(one, look, None)
@@ -109,6 +112,12 @@ def test_unusual_modules_are_never_taken_as_unchanged():
     local = nn.Linear(2, 2)
     local.weight.to_local = None
     assert not watch(local).unchanged(local)
+    sparse = build()
+    sparse.register_buffer("graph", torch.eye(2).to_sparse())
+    assert not watch(sparse).unchanged(sparse)
+    with torch.inference_mode():
+        inference = build()
+    assert not watch(inference).unchanged(inference)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,0 +1,202 @@
+"""From open checkpoints and what is asked for to the plan of one average, or of several from one read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from swatool.averaging.coefficients import coefficient_warnings, needs_float64
+from swatool.averaging.plan import Plan, make_plan
+from swatool.averaging.schemes import Scheme, informed
+from swatool.checkpoints.frozen_statistics import frozen_layers
+from swatool.checkpoints.opening import Checkpoint
+from swatool.checkpoints.selection import DatedCheckpoint, Selection, select
+from swatool.checkpoints.state_dicts import names_an_average
+from swatool.errors import MismatchError, UsageError, printable
+from swatool.jobs.average_output import lay_out_average
+from swatool.jobs.average_report import AverageJob, scheme_parameters, selection_warnings
+from swatool.jobs.average_settings import AverageSettings, choose
+from swatool.jobs.running import METADATA_KEY
+from swatool.output.writing import check_output, check_room_for_all
+from swatool.version import __version__
+
+__all__ = ["Request", "plan_averages"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One average that is asked for.
+
+    Attributes:
+        output: where it goes.
+        settings: what is chosen about it.
+    """
+
+    output: str
+    settings: AverageSettings
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A request, the checkpoints that it is about, and their coefficients."""
+
+    request: Request
+    scheme: Scheme
+    dated: tuple[DatedCheckpoint, ...]
+    coefficients: tuple[float, ...]
+
+    @property
+    def wide(self) -> bool:
+        """Whether the sums are in float64 because of the coefficients."""
+        return self.request.settings.accumulate == "auto" and needs_float64(self.coefficients)
+
+
+def plan_averages(
+    opened: Sequence[Checkpoint], requests: Sequence[Request], warnings: Sequence[str]
+) -> list[list[AverageJob]]:
+    """Decide everything about some averages; each list of jobs shares one plan, and one read.
+
+    Args:
+        opened: the checkpoints.
+        requests: what is asked for; the requests differ in their selections and schemes only.
+        warnings: what deserves attention about the inputs.
+
+    Raises:
+        UsageError: a request cannot be carried out.
+        MismatchError: the checkpoints do not match each other.
+        OutputError: an output could not be written.
+    """
+    chosen = [_choose(opened, request) for request in requests]
+    inputs = {key for checkpoint in opened for key in checkpoint.files.keys}
+    # What needs wider sums is computed apart, so that it changes nothing of the others.
+    groups = [[one for one in chosen if one.wide is wide] for wide in (False, True)]
+    found = [_plan_group(opened, group, inputs, warnings) for group in groups if group]
+    if len(requests) > 1:
+        check_room_for_all({job.output: job.layout for jobs in found for job in jobs})
+    return found
+
+
+def _choose(opened: Sequence[Checkpoint], request: Request) -> _Chosen:
+    settings = request.settings
+    dated = choose(opened, settings)
+    if not settings.allow_duplicates:
+        _refuse_duplicates(dated)
+    _refuse_mixed_averages(dated)
+    if len(dated) < 2:
+        raise UsageError(
+            f"averaging needs at least two checkpoints, and {len(dated)} is left of {len(opened)} given"
+        )
+    steps = [one.step for one in dated]
+    scheme = informed(settings.scheme(), steps, [one.checkpoint for one in dated])
+    return _Chosen(request, scheme, dated, scheme.coefficients(steps))
+
+
+def _plan_group(
+    opened: Sequence[Checkpoint],
+    group: Sequence[_Chosen],
+    inputs: set[tuple[int, int]],
+    warnings: Sequence[str],
+) -> list[AverageJob]:
+    first = group[0].request.settings
+    policies = dataclasses.replace(first, accumulate="float64") if group[0].wide else first
+    # All of them, in the order that every request has its own in.
+    ordered = select(opened, Selection(sort=first.sort))
+    used = {id(one.checkpoint) for chosen in group for one in chosen.dated}
+    checkpoints = [one.checkpoint for one in ordered if id(one.checkpoint) in used]
+    plan = make_plan(checkpoints, [_row(chosen, checkpoints) for chosen in group], policies)
+    jobs = []
+    for index, chosen in enumerate(group):
+        job = _job(chosen, plan, index, warnings)
+        overwrite = chosen.request.settings.overwrite
+        check_output(job.layout, job.output, overwrite=overwrite, inputs=inputs)
+        jobs.append(job)
+    return jobs
+
+
+def _row(chosen: _Chosen, checkpoints: Sequence[Checkpoint]) -> list[float | None]:
+    """Return the coefficient of each checkpoint; None for those that are not chosen."""
+    by_checkpoint: dict[int, float] = {
+        id(one.checkpoint): coefficient
+        for one, coefficient in zip(chosen.dated, chosen.coefficients, strict=True)
+    }
+    return [by_checkpoint.get(id(checkpoint)) for checkpoint in checkpoints]
+
+
+def _job(chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str]) -> AverageJob:
+    settings, output = chosen.request.settings, chosen.request.output
+    dated, scheme, coefficients = chosen.dated, chosen.scheme, chosen.coefficients
+    checkpoints = [one.checkpoint for one in dated]
+    said = {METADATA_KEY: _provenance(chosen, frozen_layers(checkpoints))}
+    layout, layout_warnings = lay_out_average(plan, settings, output, checkpoints[-1], said)
+    steps, paths = [one.step for one in dated], [checkpoint.path for checkpoint in checkpoints]
+    return AverageJob(
+        scheme=scheme,
+        dated=dated,
+        coefficients=coefficients,
+        plan=plan,
+        index=index,
+        layout=layout,
+        output=output,
+        device=settings.device,
+        threads=settings.workers(),
+        warnings=(
+            *warnings,
+            *(warning for checkpoint in checkpoints for warning in checkpoint.warnings),
+            *selection_warnings(dated, settings.sort),
+            *coefficient_warnings(scheme, coefficients, steps, paths),
+            *plan.warnings,
+            *layout_warnings,
+        ),
+    )
+
+
+def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:
+    """Averages of weights that training made, and the weights themselves, are not of one sequence."""
+    kinds = {names_an_average(one.checkpoint.key): one.checkpoint for one in dated}
+    if len(kinds) > 1:
+        found = " and ".join(f"{printable(c.key)} in {printable(c.path)}" for c in kinds.values())
+        raise MismatchError(f"weights and averages of weights would be mixed: {found}; choose with --key")
+
+
+def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
+    seen: dict[frozenset[tuple[int, int]], str] = {}
+    for checkpoint, _ in dated:
+        path = printable(checkpoint.path)
+        if METADATA_KEY in checkpoint.metadata:
+            raise UsageError(
+                f"{path} is itself an average by swatool: leave it out (a pattern such as 'ckpt*' does), or "
+                "pass --allow-duplicates"
+            )
+        if checkpoint.files.keys in seen:
+            raise UsageError(
+                f"{path} and {seen[checkpoint.files.keys]} are the same file: give it once, or pass "
+                "--allow-duplicates to count it twice"
+            )
+        seen[checkpoint.files.keys] = path
+
+
+def _provenance(chosen: _Chosen, frozen: Sequence[str]) -> str:
+    provenance: dict[str, object] = {
+        "version": __version__,
+        "method": chosen.scheme.name,
+        "parameters": scheme_parameters(chosen.scheme),
+        "sources": [
+            _source(checkpoint, step, coefficient)
+            for (checkpoint, step), coefficient in zip(chosen.dated, chosen.coefficients, strict=True)
+        ],
+    }
+    if frozen:
+        provenance["frozen_statistics"] = frozen
+    return json.dumps(provenance)
+
+
+def _source(checkpoint: Checkpoint, step: int | None, coefficient: float) -> Mapping[str, object]:
+    return {
+        "name": os.path.basename(os.path.normpath(checkpoint.path)),
+        "size": checkpoint.files.size,
+        "step": step,
+        "coefficient": coefficient,
+    }
