@@ -214,6 +214,13 @@ class LinearReducer:
         parts = block.split(self._sums[output])
         return [segment.tensor.name for segment, part in parts if not kernels.fits(part, self._dtype)]
 
+    def negative(self, block: Block, output: int = 0) -> list[str]:
+        """Return the names of the block's tensors that have real values below 0."""
+        if self._complex:
+            return []
+        parts = block.split(self._sums[output])
+        return [segment.tensor.name for segment, part in parts if bool((part < 0).any())]
+
     def measure(self, signal: Signal, output: int = 0) -> None:
         """Add the beginning of the finished block to the signal; the last rows must still be there.
 

@@ -41,6 +41,7 @@ class Target(NamedTuple):
 
 SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
 MOST_REDUCERS = 64  # that a worker keeps
+NEVER_NEGATIVE = ("running_var", "exp_avg_sq")  # by the end of a tensor's name
 
 
 @dataclass
@@ -200,6 +201,8 @@ class _Worker:
         for output in range(len(self.results)):
             if not reducer.fits(output):
                 self._refuse_or_note_nonfinite(block, reducer, output)
+            if _may_go_below_zero(block.treatment, output):
+                _refuse_negative(block, reducer, output)
             self._put(output, block, self._on_host(reducer.finish(output)))
 
     def _copy(self, block: Block) -> None:
@@ -278,6 +281,21 @@ class _Worker:
                 "or pass --allow-nonfinite"
             )
         self.results[output].nonfinite.update(culprits)
+
+
+def _may_go_below_zero(treatment: Treatment, output: int) -> bool:
+    return any((one.coefficients[output] or 0.0) < 0 for one in treatment.inputs)
+
+
+def _refuse_negative(block: Block, reducer: LinearReducer, output: int) -> None:
+    """Refuse variances and second moments that negative coefficients have made negative."""
+    names = [name for name in reducer.negative(block, output) if name.endswith(NEVER_NEGATIVE)]
+    if names:
+        raise MismatchError(
+            "negative coefficients make variances negative, which no model can use; keep those of the last "
+            "checkpoint with --exclude, or choose a method without negative coefficients:",
+            [f"{printable(name)} has values below 0" for name in names],
+        )
 
 
 def _forget_if_many(

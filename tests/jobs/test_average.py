@@ -817,3 +817,20 @@ def test_the_advice_on_the_decay_depends_on_which_checkpoint_is_heavy(tmp_path):
     for decay, advice in ((0.9, "smaller decay"), (0.1, "larger decay")):
         report = average(files, tmp_path / f"out-{decay}", method="ema", decay=decay)
         assert any(warning.endswith(advice) for warning in report.warnings)
+
+
+def test_variances_that_would_be_negative(tmp_path):
+    for step, value in enumerate((4.0, 1.0)):
+        state = {"bn.running_var": torch.full((3,), value), "w": torch.full((3,), value)}
+        torch.save(state, tmp_path / f"{step}.pt")
+    options = {"method": "extrapolate", "factor": 0.5}
+    with pytest.raises(MismatchError, match="make variances negative") as caught:
+        average(tmp_path, tmp_path / "out", **options)
+    assert caught.value.differences == ("'bn.running_var' has values below 0",)
+    assert not (tmp_path / "out").exists()
+    average(tmp_path, tmp_path / "out", exclude=("bn.*",), **options)
+    found = load_file(tmp_path / "out")
+    assert found["w"].tolist() == [-0.5] * 3
+    assert found["bn.running_var"].tolist() == [1.0] * 3
+    average(tmp_path, tmp_path / "mild", method="extrapolate", factor=0.25)
+    assert load_file(tmp_path / "mild")["bn.running_var"].tolist() == [0.25] * 3
