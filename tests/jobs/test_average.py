@@ -829,8 +829,8 @@ def test_variances_that_would_be_negative(tmp_path):
     assert caught.value.differences == ("'bn.running_var' has values below 0",)
     assert not (tmp_path / "out").exists()
     average(tmp_path, tmp_path / "out", exclude=("bn.*",), **options)
-    found = load_file(tmp_path / "out")
+    found = safetensors.torch.load_file(tmp_path / "out")
     assert found["w"].tolist() == [-0.5] * 3
     assert found["bn.running_var"].tolist() == [1.0] * 3
     average(tmp_path, tmp_path / "mild", method="extrapolate", factor=0.25)
-    assert load_file(tmp_path / "mild")["bn.running_var"].tolist() == [0.25] * 3
+    assert safetensors.torch.load_file(tmp_path / "mild")["bn.running_var"].tolist() == [0.25] * 3
