@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from swatool.jobs.recalibrate import recalibrate_checkpoint
     from swatool.jobs.recalibrate_report import RecalibrationReport
     from swatool.jobs.recalibrate_settings import RecalibrateSettings
-    from swatool.report import Report
+    from swatool.jobs.scoring import Scoring
+    from swatool.jobs.sweep_average import average_sweep
+    from swatool.report import Report, SweepReport
 
 __all__ = [
     "AverageSettings",
@@ -47,10 +49,13 @@ __all__ = [
     "RecalibrateSettings",
     "RecalibrationReport",
     "Report",
+    "Scoring",
     "SwatoolError",
+    "SweepReport",
     "UsageError",
     "__version__",
     "average",
+    "average_sweep",
     "diff",
     "inspect",
     "recalibrate_bn",
@@ -67,7 +72,10 @@ HOME = {
     "RecalibrateSettings": "swatool.jobs.recalibrate_settings",
     "RecalibrationReport": "swatool.jobs.recalibrate_report",
     "Report": "swatool.report",
+    "Scoring": "swatool.jobs.scoring",
+    "SweepReport": "swatool.report",
     "average": "swatool.jobs.average",
+    "average_sweep": "swatool.jobs.sweep_average",
     "diff": "swatool.jobs.diff",
     "inspect": "swatool.jobs.inspect",
     "recalibrate_bn": "swatool.batchnorm.recalibrate",
