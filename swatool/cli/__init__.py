@@ -1,6 +1,6 @@
 """The command line: the topmost leaf. A command parses, calls one function of the library, and draws.
 
-A command is imported when it is asked for, because all of them together take longer than a short one runs.
+A command is imported when it is named, because to import one takes longer than `--help` should.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated
 
 import typer
@@ -19,19 +19,26 @@ from swatool.version import __version__
 
 __all__ = ["app", "main"]
 
-# Each is a function in a module of its name, in the order of `--help`.
-COMMANDS = ("average", "recalibrate-bn", "inspect", "diff")
+# Each is a function in a module of its name, in the order of `--help`, which says of it what its first
+# sentence says.
+COMMANDS: Mapping[str, str] = {
+    "average": "Average checkpoints of one training run into one.",
+    "recalibrate-bn": "Recompute the BatchNorm statistics of a checkpoint on data, and write it with them.",
+    "inspect": "Show what lies in checkpoints: state dicts, tensors, steps and metrics.",
+    "diff": "Compare two checkpoints: names, shapes, types, and the values of each tensor, the worst first.",
+}
 ENDING_AT_ONCE = ("average", "inspect", "diff")  # they run nobody else's code
 
 
 def __getattr__(name: str) -> object:
     if name != "app":
         raise AttributeError(f"module 'swatool.cli' has no attribute {name!r}")
-    return _app(COMMANDS)
+    return _app(tuple(COMMANDS))
 
 
 @functools.cache
-def _app(commands: Iterable[str]) -> typer.Typer:
+def _app(named: Collection[str]) -> typer.Typer:
+    """Return the application; of commands that are not named it only knows how they are introduced."""
     # Plain help: drawing it with rich costs as much time again as everything else in `--help`.
     app = typer.Typer(
         name="swatool",
@@ -42,10 +49,21 @@ def _app(commands: Iterable[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(swatool)
-    for command in commands:
-        name = command.replace("-", "_")
-        app.command(command)(getattr(importlib.import_module(f"swatool.cli.{name}"), name))
+    for command, summary in COMMANDS.items():
+        app.command(command, help=None if command in named else summary)(
+            _function(command) if command in named else _introduced
+        )
     return app
+
+
+def _function(command: str) -> Callable[..., None]:
+    name = command.replace("-", "_")
+    found: Callable[..., None] = getattr(importlib.import_module(f"swatool.cli.{name}"), name)
+    return found
+
+
+def _introduced() -> None:
+    """Stand for a command that is not named on the command line, and so cannot be called."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,9 +87,10 @@ def main() -> None:
         # Names of tensors and files may hold letters that the terminal does not know.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    asked_for = [command for command in COMMANDS if sys.argv[1:2] == [command]]
+    # Any argument may be the command, as options may stand before it.
+    asked_for = tuple(command for command in COMMANDS if command in sys.argv[1:])
     try:
-        _app(tuple(asked_for or COMMANDS))()
+        _app(asked_for)()
     except SystemExit as ended:
         runs_others = any(argument.startswith("--eval") for argument in sys.argv)
         if set(asked_for) & set(ENDING_AT_ONCE) and not runs_others and isinstance(ended.code, int):

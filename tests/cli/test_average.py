@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import inspect
 import json
 import math
@@ -14,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 import swatool
-from swatool.cli import app
+from swatool.cli import COMMANDS, app
 from swatool.cli.average import average as command
 from swatool.jobs.average import DEFAULT_OUTPUT, AverageSettings
 
@@ -297,6 +298,31 @@ def test_version_and_help():
     text = run("-h").stdout
     for name in GIVEN:
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_commands_are_introduced_by_their_first_sentence():
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"swatool.cli.{name.replace('-', '_')}")
+        function = getattr(module, name.replace("-", "_"))
+        assert inspect.getdoc(function).partition("\n\n")[0] == summary
+    assert all(f"  {name} " in fresh("--help").stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_no_command(option):
+    code = (
+        "import atexit, sys, swatool.cli; "
+        "atexit.register(lambda: print([n for n in sys.modules if n.startswith('swatool.jobs')])); "
+        "swatool.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_option_may_stand_before_the_command():
+    done = fresh("--no-such", "average")
+    assert done.returncode == 2
+    assert "No such option: --no-such" in done.stderr
 
 
 def test_names_from_hostile_files_are_escaped(tmp_path):
