@@ -1,0 +1,127 @@
+"""Sweeps, and choosing by metric, from the command line."""
+
+import json
+import os
+import re
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from swatool.cli import app
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("run")
+    for step in range(6):
+        value = torch.full((3,), float(step))
+        save_file({"w": value}, f"run/step-{step}-acc={step % 3}.safetensors")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["average", *map(str, arguments)])
+
+
+def first(path):
+    return float(load_file(path)["w"][0])
+
+
+def test_a_sweep_is_told_and_written():
+    done = run("run", "--sweep", "last=2,4", "-o", "avg-{last}.safetensors")
+    assert done.exit_code == 0, done.stderr
+    assert (first("avg-2.safetensors"), first("avg-4.safetensors")) == (4.5, 3.5)
+    lines = done.stdout.splitlines()
+    assert lines[1].split() == ["avg-2.safetensors", "last", "2", "2", "2", "0.5", "steps"]
+    assert sum(line.startswith("wrote 'avg-") for line in lines) == 2
+
+
+def test_json_of_a_sweep_with_an_evaluation():
+    command = f'{sys.executable} -c "import sys; print(len(sys.argv[1]))" {{path}}'
+    done = run(
+        *("run", "--sweep", "last=2,3", "--sweep", "method=swa,wma", "-o", "{method}-{last}.pt", "--json"),
+        *("--eval", command, "--mode", "max", "--metric", "length", "--keep", "all"),
+    )
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert set(data) == {"schema", "version", "command", "dry_run", "metric", "mode", "outputs"}
+    assert (data["metric"], data["mode"], len(data["outputs"])) == ("length", "max", 4)
+    assert data["outputs"][0]["values"] == {"last": "2", "method": "swa"}
+    assert data["outputs"][0]["metrics"] == {"length": 8.0}
+    assert data["outputs"][0]["report"]["output"]["path"] == "swa-2.pt"
+
+
+def test_the_worse_are_removed():
+    command = f'{sys.executable} -c "import sys; print(sys.argv[1][4])" {{path}}'
+    done = run("run", "--sweep", "last=2,5,3", "-o", "avg-{last}.pt", "--eval", command, "--mode", "min")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        "avg-2.pt                 2     kept",
+        "avg-3.pt                 3  removed",
+        "avg-5.pt                 5  removed",
+    ]
+    assert sorted(os.listdir()) == ["avg-2.pt", "run"]
+
+
+def test_one_average_can_be_evaluated():
+    done = run("run", "--eval", f'{sys.executable} -c "print(7)" {{path}}', "--mode", "max")
+    assert done.exit_code == 0, done.stderr
+    assert "evaluated 'averaged.safetensors': value 7" in done.stdout.splitlines()
+    assert os.path.exists("averaged.safetensors")
+
+
+def test_an_evaluation_that_fails():
+    command = f'{sys.executable} -c "raise SystemExit(3)" {{path}}'
+    done = run("run", "--sweep", "last=2,3", "-o", "{last}.pt", "--eval", command, "--mode", "max")
+    assert done.exit_code == 6
+    assert done.stderr.startswith("error: --eval ")
+    assert "ended with 3 on '2.pt'; all 2 averages are kept" in done.stderr
+    assert {"2.pt", "3.pt"} <= set(os.listdir())
+
+
+def test_the_best_by_a_metric_in_the_names():
+    assert run("run", "--best", "2", "--metric", "acc", "--mode", "max").exit_code == 0
+    assert first("averaged.safetensors") == (2 + 5) / 2
+
+
+def test_the_best_by_a_table(run_folder):
+    (run_folder / "m.csv").write_text("step,loss\n" + "".join(f"{s},{abs(s - 1.4)}\n" for s in range(6)))
+    arguments = ("run", "--best", "3", "--metric", "loss", "--mode", "min", "--metrics", "m.csv")
+    assert run(*arguments).exit_code == 0
+    assert first("averaged.safetensors") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--sweep", "last=2,3"], 2, "needs {last}"),
+        (["--sweep", "last=2,3", "-o", "{last}.pt", "--sweep", "last=4"], 2, "given twice"),
+        (["--sweep", "last=1,2", "-o", "{last}.pt"], 2, "at least two checkpoints"),
+        (
+            ["--sweep", "decay=0.5,2", "-o", "{decay}.pt", "--method", "ema"],
+            2,
+            r"--decay must lie in \[0, 1\]",
+        ),
+        (["--sweep", "decay=0.5", "-o", "{decay}.pt"], 2, "--decay does not belong to --method swa"),
+        (["--eval", "python eval.py {path}"], 2, "--eval needs --mode"),
+        (["--eval", "eval.py", "--mode", "max"], 2, "neither a command with {path}"),
+        (["--keep", "none"], 2, "--keep must be one of"),
+        (["--best", "2"], 2, "--best needs --metric"),
+        (["--best", "2", "--metric", "acc"], 2, "--best needs --mode"),
+        (["--best", "0", "--metric", "acc", "--mode", "max"], 2, "--best must be at least 1"),
+        (["--best", "7", "--metric", "acc", "--mode", "max"], 2, "more than the 6 checkpoints"),
+        (["--best", "2", "--metric", "f1", "--mode", "max"], 4, "'f1' is not known of every checkpoint"),
+        (["--best", "2", "--metric", "acc", "--mode", "high"], 2, "--mode must be one of"),
+        (["--metrics", "m.csv"], 2, "--metrics has no use"),
+    ],
+)
+def test_what_is_refused(arguments, code, said):
+
+    done = run("run", *arguments)
+    assert done.exit_code == code
+    assert re.search(said, done.stderr), done.stderr
+    assert os.listdir() == ["run"]
