@@ -36,6 +36,7 @@ demo: $(READY) $(RUN)/.trained $(RUN)/train.npz ## Train a little, average, reca
 		"SWA, recalibrated (exact)=$(RUN)/swa-bn-exact.safetensors" \
 		"EMA (decay 0.8), averaged=$(RUN)/ema.safetensors" \
 		"EMA (decay 0.8), recalibrated (batch)=$(RUN)/ema-bn.safetensors"
+	$(SWATOOL) run $(DIGITS)/swa.yaml --set run.overwrite=true
 
 test: $(READY) ## Run the tests; TEST_ARGS goes to pytest
 	$(PYTHON) -m pytest $(TEST_ARGS)
@@ -51,9 +52,9 @@ lint: $(READY) ## Check format, style and types
 check: lint test ## Everything a change must pass on one environment: lint, then the tests
 
 bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
-	$(PYTHON) tests/bench/run.py $(BENCH_ARGS)
-	$(PYTHON) tests/bench/batchnorm.py $(BENCH_ARGS)
-	$(PYTHON) tests/bench/swa_utils.py $(BENCH_ARGS)
+	for part in run batchnorm swa_utils formats inspect_diff large_plan sweep; do \
+		$(PYTHON) tests/bench/$$part.py $(BENCH_ARGS) || exit 1; \
+	done
 
 format: $(READY) ## Format the code and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .

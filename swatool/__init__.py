@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from swatool.jobs.recalibrate import recalibrate_checkpoint
     from swatool.jobs.recalibrate_report import RecalibrationReport
     from swatool.jobs.recalibrate_settings import RecalibrateSettings
+    from swatool.jobs.recipe_report import RecipeReport
+    from swatool.jobs.recipes import run_recipe
     from swatool.jobs.scoring import Scoring
+    from swatool.jobs.soup import SoupSettings, soup
+    from swatool.jobs.soup_report import SoupReport
     from swatool.jobs.sweep_average import average_sweep
     from swatool.report import Report, SweepReport
 
@@ -48,8 +52,11 @@ __all__ = [
     "OutputError",
     "RecalibrateSettings",
     "RecalibrationReport",
+    "RecipeReport",
     "Report",
     "Scoring",
+    "SoupReport",
+    "SoupSettings",
     "SwatoolError",
     "SweepReport",
     "UsageError",
@@ -60,6 +67,8 @@ __all__ = [
     "inspect",
     "recalibrate_bn",
     "recalibrate_checkpoint",
+    "run_recipe",
+    "soup",
 ]
 
 HOME = {
@@ -71,8 +80,11 @@ HOME = {
     "InspectSettings": "swatool.jobs.inspect",
     "RecalibrateSettings": "swatool.jobs.recalibrate_settings",
     "RecalibrationReport": "swatool.jobs.recalibrate_report",
+    "RecipeReport": "swatool.jobs.recipe_report",
     "Report": "swatool.report",
     "Scoring": "swatool.jobs.scoring",
+    "SoupReport": "swatool.jobs.soup_report",
+    "SoupSettings": "swatool.jobs.soup_settings",
     "SweepReport": "swatool.report",
     "average": "swatool.jobs.average",
     "average_sweep": "swatool.jobs.sweep_average",
@@ -80,6 +92,8 @@ HOME = {
     "inspect": "swatool.jobs.inspect",
     "recalibrate_bn": "swatool.batchnorm.recalibrate",
     "recalibrate_checkpoint": "swatool.jobs.recalibrate",
+    "run_recipe": "swatool.jobs.recipes",
+    "soup": "swatool.jobs.soup",
 }
 
 

@@ -187,6 +187,8 @@ def test_torch_load_is_nowhere(module):
         "import swatool",
         "import swatool; swatool.average, swatool.Report, swatool.AverageSettings",
         "import swatool; swatool.recalibrate_checkpoint, swatool.RecalibrateSettings",
+        "import swatool; swatool.soup, swatool.SoupSettings, swatool.SoupReport",
+        "import swatool; swatool.run_recipe, swatool.RecipeReport",
         "import swatool; swatool.inspect, swatool.diff, swatool.InspectReport, swatool.DiffReport",
         "import swatool.jobs.average",
         "import swatool.jobs.inspect, swatool.jobs.diff",
@@ -204,6 +206,9 @@ def test_importing_does_not_import_torch(code):
     [
         ["--help"],
         ["average", "--help"],
+        ["soup", "--help"],
+        ["run", "--help"],
+        ["run", "--schema"],
         ["recalibrate-bn", "--help"],
         ["inspect", "--help"],
         ["diff", "--help"],

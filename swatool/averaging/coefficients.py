@@ -101,7 +101,7 @@ def _dominance(
     scheme: Scheme, coefficients: Sequence[float], paths: Sequence[str], total: float
 ) -> Iterator[str]:
     share, heaviest = max((abs(c) / total if total else 0.0, i) for i, c in enumerate(coefficients))
-    if share <= DOMINANT:
+    if share <= DOMINANT or len(coefficients) == 1:
         return
     advice = "choose the parameters for so few, or give more checkpoints"
     if hasattr(scheme, "decay"):

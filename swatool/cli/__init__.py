@@ -23,6 +23,8 @@ __all__ = ["app", "main"]
 # sentence says.
 COMMANDS: Mapping[str, str] = {
     "average": "Average checkpoints of one training run into one.",
+    "soup": "Average those checkpoints that do not make the average worse, by an evaluation: a greedy soup.",
+    "run": "Carry out a recipe: averages, recalibrations, evaluations and checks, as a YAML file says.",
     "recalibrate-bn": "Recompute the BatchNorm statistics of a checkpoint on data, and write it with them.",
     "inspect": "Show what lies in checkpoints: state dicts, tensors, steps and metrics.",
     "diff": "Compare two checkpoints: names, shapes, types, and the values of each tensor, the worst first.",

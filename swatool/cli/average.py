@@ -20,8 +20,9 @@ from swatool.cli.options import (
     with_scheme_options,
 )
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
-from swatool.errors import UsageError
+from swatool.errors import UsageError, printable
 from swatool.jobs.average_settings import DEFAULT_OUTPUT, AverageSettings
+from swatool.jobs.recipe_saving import AskedFor, check_recipe_target, save_recipe
 from swatool.jobs.scoring import Scoring
 from swatool.jobs.sweep_average import average_sweep
 
@@ -143,6 +144,10 @@ def average(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
     ] = DEFAULTS.dry_run,
+    saved_recipe: Annotated[
+        str | None,
+        typer.Option("--save-recipe", help="Write this command line as a recipe for run; also in a dry run."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Annotated[
@@ -196,6 +201,16 @@ def average(
         dry_run=dry_run,
     )
     scoring = _scoring(evaluate, metric, mode)
+    asked = AskedFor(
+        checkpoints=checkpoints,
+        output=output,
+        settings=settings,
+        axes=sweep or (),
+        scoring=scoring,
+        keep=keep,
+    )
+    if saved_recipe is not None:
+        check_recipe_target(saved_recipe, asked)
     with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(output):
         report = average_sweep(
             checkpoints,
@@ -208,6 +223,9 @@ def average(
             on_progress=telling.progress,
             on_score=lambda one: tell_score(telling, one),
         )
+        if saved_recipe is not None:
+            save_recipe(saved_recipe, asked)
+            telling.lines([f"wrote the recipe {printable(saved_recipe)}"])
     with printing_the_report(None if dry_run else output):
         if as_json:
             data = report if sweep or scoring else report.outputs[0].report

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swatool.averaging.scheme_choice import SchemeOption, scheme_options
 from swatool.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from swatool.averaging.scheme_choice import SchemeOption
 
 __all__ = [
     "AsJson",
@@ -63,6 +65,8 @@ def with_scheme_options(command: Callable[..., None]) -> Callable[..., None]:
 
     They are made of the table of schemes, so that a scheme brings its options with it.
     """
+    from swatool.averaging.scheme_choice import scheme_options  # other commands do without the schemes
+
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     place = next(index for index, p in enumerate(own) if p.name == "method") + 1

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,7 +21,13 @@ import typer
 
 from swatool.errors import OutputError, SwatoolError, printable
 
-__all__ = ["ending_in_an_exit_code", "printing_the_report", "tell_error", "telling_of"]
+__all__ = [
+    "ending_in_an_exit_code",
+    "printing_the_report",
+    "showing_causes",
+    "tell_error",
+    "telling_of",
+]
 
 P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -84,6 +91,17 @@ def printing_the_report(written: str | None) -> Iterator[None]:
     except OSError as error:
         what = "nothing was to be written" if written is None else f"{printable(written)} was written"
         raise OutputError(f"{what}, but the report could not be printed: {error.strerror}") from error
+
+
+@contextmanager
+def showing_causes(wanted: bool) -> Iterator[None]:
+    """Show where in the user's own code an error arose, if that is wanted."""
+    try:
+        yield
+    except SwatoolError as error:
+        if wanted and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__, file=sys.stderr)
+        raise
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from typing import Annotated
 
 import typer
@@ -23,8 +21,13 @@ from swatool.cli.options import (
     Variant,
     numbers,
 )
-from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, telling_of
-from swatool.errors import SwatoolError, UsageError, printable
+from swatool.cli.outcome import (
+    ending_in_an_exit_code,
+    printing_the_report,
+    showing_causes,
+    telling_of,
+)
+from swatool.errors import UsageError, printable
 from swatool.jobs.recalibrate import recalibrate_checkpoint
 from swatool.jobs.recalibrate_settings import RecalibrateSettings, default_output
 
@@ -170,7 +173,7 @@ def recalibrate_bn(
     with (
         Telling(quiet=quiet or as_json or not _is_first(), verbose=verbose) as telling,
         telling_of(target),
-        _showing_causes(verbose),
+        showing_causes(verbose),
         redirect_stdout(sys.stderr if as_json else sys.stdout),  # the user's code may print
     ):
         told = RecalibrationTelling(telling)
@@ -195,17 +198,6 @@ def recalibrate_bn(
 def _is_first() -> bool:
     """Tell whether this is the process that speaks for all that torchrun started."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def _showing_causes(wanted: bool) -> Iterator[None]:
-    """Show where in the user's own code an error arose, if that is wanted."""
-    try:
-        yield
-    except SwatoolError as error:
-        if wanted and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__, file=sys.stderr)
-        raise
 
 
 def _model_arguments(given: list[str] | tuple[str, ...]) -> dict[str, object]:

@@ -33,10 +33,12 @@ class Request:
     Attributes:
         output: where it goes.
         settings: what is chosen about it.
+        fewest: of how few checkpoints it may be; that of one is a copy in the output's type and format.
     """
 
     output: str
     settings: AverageSettings
+    fewest: int = 2
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _choose(opened: Sequence[Checkpoint], request: Request) -> _Chosen:
     if not settings.allow_duplicates:
         _refuse_duplicates(dated)
     _refuse_mixed_averages(dated)
-    if len(dated) < 2:
+    if len(dated) < request.fewest:
         raise UsageError(
             f"averaging needs at least two checkpoints, and {len(dated)} is left of {len(opened)} given"
         )

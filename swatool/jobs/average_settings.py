@@ -13,14 +13,14 @@ from swatool.jobs.average_output import LayoutSettings
 from swatool.jobs.metrics import MODES, best, metric_values
 from swatool.jobs.running import Running
 
-__all__ = ["DEFAULT_OUTPUT", "AverageSettings", "choose"]
+__all__ = ["DEFAULT_OUTPUT", "AverageSettings", "Choosing", "choose"]
 
 DEFAULT_OUTPUT = "averaged.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageSettings(LayoutSettings, Selection, SchemeChoice, Running):
-    """Everything that can be chosen about an average; the command line's options are these fields.
+class Choosing(Selection):
+    """Which of the given checkpoints are averaged, by age and by a metric.
 
     Attributes:
         best: of the checkpoints that are left, average only so many with the best metric.
@@ -38,8 +38,7 @@ class AverageSettings(LayoutSettings, Selection, SchemeChoice, Running):
     allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        for group in (LayoutSettings, Selection, Running):
-            group.__post_init__(self)
+        Selection.__post_init__(self)
         if self.mode is not None and self.mode not in MODES:
             raise UsageError(f"--mode must be one of {', '.join(MODES)}, not {self.mode!r}")
         if self.best is None:
@@ -53,6 +52,15 @@ class AverageSettings(LayoutSettings, Selection, SchemeChoice, Running):
                 raise UsageError(
                     f"--best needs --{name}: which number counts, and whether max or min is best"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageSettings(LayoutSettings, Choosing, SchemeChoice, Running):
+    """Everything that can be chosen about an average; the command line's options are these fields."""
+
+    def __post_init__(self) -> None:
+        for group in (LayoutSettings, Choosing, Running):
+            group.__post_init__(self)
 
 
 def choose(opened: Sequence[Checkpoint], settings: AverageSettings) -> tuple[DatedCheckpoint, ...]:

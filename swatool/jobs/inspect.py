@@ -194,13 +194,13 @@ def _tensors(
     for name, tensor in stored.items():
         # Extents hold open files, which compare by identity: equal ones are the same bytes.
         known = first.setdefault(tensor.extents, name) if tensor.extents else name
-        elements = tensor.numel
+        dtype, elements = tensor.dtype, tensor.numel
         yield TensorReport(
-            name=name,
-            dtype=tensor.dtype.name,
-            shape=tensor.shape,
-            elements=elements,
-            bytes=elements * tensor.dtype.itemsize,
+            name,
+            dtype.name,
+            tensor.shape,
+            elements,
+            elements * dtype.itemsize,
             kind=_kind(name, tensor, stored),
             tied_with=None if known == name else known,
             stats=statistics.get(name),

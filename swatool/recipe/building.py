@@ -8,19 +8,35 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.recipe.yaml_text import Node, plain
 
-__all__ = ["build", "dump", "fields_of", "is_required"]
+__all__ = ["Place", "PlacedError", "build", "dump", "fields_of", "is_required", "refuse", "unknown"]
 
 T = TypeVar("T")
 
+Place = Sequence[str | int]  # the way from a dataclass to a value in it: names of fields, and indexes
+
+OPTION = re.compile(r"--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 KINDS: Mapping[object, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class PlacedError(UsageError):
+    """What a dataclass refuses about values that lie deep in it.
+
+    Attributes:
+        mistakes: where, and what is wrong there.
+    """
+
+    def __init__(self, mistakes: Iterable[tuple[Place, str]]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("; ".join(what for _, what in self.mistakes))
 
 
 def build(cls: type[T], node: Node, where: str) -> T:
@@ -34,16 +50,22 @@ def build(cls: type[T], node: Node, where: str) -> T:
 
     Raises:
         UsageError: it tells of every unknown or missing key, of every value of another type, and of what the
-            dataclasses themselves refuse, each with its line.
+            dataclasses themselves refuse, each with its line. Options of the command line that those speak
+            of are told as the fields that they stand for.
     """
     builder = _Builder()
     found = builder.value(cls, node, "")
-    if builder.mistakes:
-        lines = [_told(line, what) for line, what in sorted(builder.mistakes)]
-        if len(lines) == 1:
-            raise UsageError(f"{where}, {lines[0]}")
-        raise UsageError("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
+    refuse(builder.mistakes, where)
     return typing.cast(T, found)
+
+
+def refuse(mistakes: Collection[tuple[int, str]], where: str) -> None:
+    """Raise UsageError if there are mistakes: it tells them in the order of their lines; 0 is no line."""
+    lines = [f"line {line}: {what}" if line else what for line, what in sorted(mistakes)]
+    if len(lines) == 1:
+        raise UsageError(f"{where}, {lines[0]}")
+    if lines:
+        raise UsageError("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
 
 
 def fields_of(cls: type) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -77,10 +99,6 @@ def dump(value: object) -> object:
     if isinstance(value, list | tuple):
         return [dump(one) for one in value]
     return value
-
-
-def _told(line: int, what: str) -> str:
-    return f"line {line}: {what}" if line else what
 
 
 class _MistakeError(Exception):
@@ -122,12 +140,16 @@ class _Builder:
         left = [choice for choice in choices if choice is not type(None)]
         if len(left) == 1:
             return self._made(left[0], node, place)
-        for choice in left:
+        # Mistakes inside a mapping, or a list, are told as such, if only one choice is of that kind.
+        alike = [choice for choice in left if _takes(choice, node)]
+        if len(alike) == 1 and isinstance(node.value, dict | list):
+            return self._made(alike[0], node, place)
+        for choice in alike:
             trial = _Builder()
             found = trial.value(choice, node, place)
             if not trial.mistakes:
                 return found
-        raise self._mistake(node, place, " or ".join(KINDS.get(choice, "a mapping") for choice in left))
+        raise self._mistake(node, place, " or ".join(map(_kind, left)))
 
     def _literal(self, choices: tuple[object, ...], node: Node, place: str) -> object:
         if not isinstance(node.value, dict | list) and node.value in choices:
@@ -153,7 +175,7 @@ class _Builder:
         before = len(self.mistakes)
         for name, one in node.value.items():
             if name not in known:
-                self.mistakes.append((one.line, _unknown(_inside(place, name), name, known)))
+                self.mistakes.append((one.line, unknown(_inside(place, name), name, known)))
         for name, (_, field) in known.items():
             if is_required(field) and name not in node.value:
                 self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
@@ -166,8 +188,11 @@ class _Builder:
             raise _MistakeError
         try:
             return cls(**given)
+        except PlacedError as error:
+            self.mistakes += [_placed(node, place, *mistake) for mistake in error.mistakes]
+            raise _MistakeError from error
         except SwatoolError as error:
-            self.mistakes.append((node.line, f"{place}: {error}" if place else str(error)))
+            self.mistakes.append(_placed(node, place, (), str(error)))
             raise _MistakeError from error
 
     def _scalar(self, wanted: object, node: Node, place: str) -> object:
@@ -192,7 +217,36 @@ def _inside(place: str, name: str) -> str:
     return f"{place}.{shown}" if place else shown
 
 
-def _unknown(place: str, name: str, known: Mapping[str, object]) -> str:
+def _takes(choice: object, node: Node) -> bool:
+    """Tell whether a type is of a node's kind: a list, a mapping, or a single value."""
+    if isinstance(node.value, list):
+        return typing.get_origin(choice) is tuple
+    return isinstance(node.value, dict) == (_kind(choice) == "a mapping")
+
+
+def _kind(choice: object) -> str:
+    return KINDS.get(choice) or ("a list" if typing.get_origin(choice) is tuple else "a mapping")
+
+
+def _placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
+    """Return the line and the sentence of a mistake below a node, as far down as the file says something."""
+    for step in below:
+        inner: Node | None = None
+        if isinstance(node.value, dict) and isinstance(step, str):
+            inner = node.value.get(step)
+        elif isinstance(step, int):
+            items = node.value if isinstance(node.value, list) else [node]  # a single value is a list of one
+            inner = items[step] if step < len(items) else None
+        if inner is None:
+            break
+        node, place = inner, f"{place}[{step}]" if isinstance(step, int) else _inside(place, step)
+    told = OPTION.sub(lambda match: match[1].replace("-", "_"), what)
+    return node.line, f"{place}: {told}" if place else told
+
+
+def unknown(place: str, name: str, known: Iterable[str]) -> str:
+    """Say that a name is unknown, and which one may have been meant."""
+    known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"{place} is unknown; {hint}"

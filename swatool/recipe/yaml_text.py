@@ -15,7 +15,7 @@ import yaml
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["Node", "plain", "read_yaml"]
+__all__ = ["Node", "is_plain_text", "plain", "read_yaml"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -76,6 +76,12 @@ def plain(node: Node) -> object:
     if isinstance(node.value, list):
         return [plain(item) for item in node.value]
     return node.value
+
+
+def is_plain_text(text: str) -> bool:
+    """Tell whether a text is one without quotes, too, and not a number or the like."""
+    special = text in NULLS or text in BOOLS or SPECIAL.fullmatch(text)
+    return not (special or INTEGER.fullmatch(text) or FLOAT.fullmatch(text))
 
 
 class _Reader:

@@ -30,6 +30,7 @@ BESIDE_THE_SETTINGS = {
     "evaluate",
     "keep",
     "no_normalize",
+    "saved_recipe",
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swatool.errors import UsageError
-from swatool.recipe.building import build, dump
+from swatool.recipe.building import PlacedError, build, dump
 from swatool.recipe.yaml_text import read_yaml
 
 
@@ -144,3 +144,51 @@ def test_what_is_dumped_is_built_again(outer):
 
 def test_defaults_are_not_dumped():
     assert dump(Outer(name="n", inner=Inner(a=2))) == {"name": "n", "inner": {"a": 2}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep:
+    either: tuple[str | Inner, ...] = ()
+
+    def __post_init__(self):
+        raise PlacedError(
+            [
+                (("either", 1, "kind"), "--some-thing is wrong"),
+                (("either", 0), "this too"),
+                (("gone",), "none"),
+            ]
+        )
+
+
+def test_a_dataclass_can_refuse_what_lies_deep_in_it():
+    with pytest.raises(UsageError) as caught:
+        built("either:\n- text\n- a: 2\n  kind: y\n", Deep)
+    assert str(caught.value).splitlines() == [
+        "'r.yaml' has 3 mistakes:",
+        "  line 1: none",
+        "  line 2: either[0]: this too",
+        "  line 4: either[1].kind: some_thing is wrong",
+    ]
+
+
+def test_a_single_value_counts_as_a_list_there_too():
+    with pytest.raises(UsageError, match=r"line 2: either\[0\]: this too"):
+        built("either:\n  a: 2\n  kind: y\n", Deep)
+
+
+def test_mistakes_inside_a_mapping_are_told_although_a_text_would_do():
+    with pytest.raises(UsageError, match=r"line 2: either\.aa is unknown; did you mean a\?"):
+        built("name: n\neither: {aa: 1}")
+
+
+def test_a_list_or_a_number():
+    @dataclass(frozen=True)
+    class Sized:
+        size: int | tuple[int, int] | None = None
+
+    assert built("size: 3", Sized).size == 3
+    assert built("size: [3, 4]", Sized).size == (3, 4)
+    with pytest.raises(UsageError, match=r"size\[1\] must be a whole number, not 'x'"):
+        built("size: [3, x]", Sized)
+    with pytest.raises(UsageError, match="size must be a whole number or a list, not 'x'"):
+        built("size: x", Sized)

@@ -1,0 +1,187 @@
+"""The parts of a recipe, as frozen dataclasses; their fields and docstrings are what a file may say.
+
+What the jobs already have as settings is taken from there: a part adds what only a file says, and leaves out
+what a recipe decides once for all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from swatool.averaging.scheme_choice import SchemeChoice
+from swatool.errors import UsageError, printable
+from swatool.jobs.average_output import OutputOptions
+from swatool.jobs.average_settings import Choosing
+from swatool.jobs.recalibrate_settings import RecalibrateSettings
+from swatool.jobs.running import Running
+from swatool.jobs.scoring import Scoring
+
+__all__ = ["LAST", "Check", "Evaluation", "Machine", "Output", "Parameters", "Recalibration"]
+
+LAST = "last"  # what a check calls the last checkpoint
+NUMPY_FILES = (".npy", ".npz", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Running):
+    """Where and how a recipe runs."""
+
+    dry_run: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(SchemeChoice):
+    """The parameters of a scheme, by name."""
+
+    method: str | None = field(default=None, init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The user's own evaluation of a file.
+
+    Attributes:
+        command: a command with `{path}` in it, whose last number or JSON object on stdout counts; or a
+            function, as `module:function`, that is called with the path.
+        metric: which of several numbers counts; left out: the only one.
+        mode: whether the largest (`max`) or the smallest (`min`) is best.
+    """
+
+    command: str
+    metric: str | None = None
+    mode: Literal["max", "min"]
+
+    def __post_init__(self) -> None:
+        self.scoring()
+        _refuse_missing(self.command, (".py",))
+
+    def scoring(self) -> Scoring:
+        """Return it as the settings of an evaluation."""
+        return Scoring(evaluate=self.command, metric=self.metric, mode=self.mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What must hold of an output after its evaluation, or the run ends with exit code 6.
+
+    Attributes:
+        worse_than: it must not be worse than this: `last`, the newest of its checkpoints as it lies there; or
+            another output, by its path.
+        by: by more than this.
+    """
+
+    worse_than: str
+    by: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.by < math.inf:
+            raise UsageError(f"by must be a finite number of at least 0, not {self.by}")
+
+    def holds(self, value: float, reference: float, mode: str) -> bool:
+        """Tell whether a value is good enough beside what it must not be worse than."""
+        worse = reference - value if mode == "max" else value - reference
+        return worse <= self.by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration(RecalibrateSettings):
+    """The average again, with BatchNorm statistics recomputed on data.
+
+    Attributes:
+        path: the safetensors file to write; of a sweep, with the same `{name}` as the average's.
+        model: where the model comes from, such as `my.models:build`; its code is run.
+        data: where the data comes from, such as `train.npz:x`.
+    """
+
+    path: str
+    model: str
+    data: str
+    device: str = field(default="cpu", init=False)
+    threads: int | None = field(default=None, init=False)
+    overwrite: bool = field(default=False, init=False)
+    dry_run: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        RecalibrateSettings.__post_init__(self)
+        for spec, suffixes in (
+            (self.model, (".py",)),
+            (self.data, (".py", *NUMPY_FILES)),
+            (self.forward, (".py",)),
+            (self.evaluate, (".py",)),
+        ):
+            _refuse_missing(spec or "", suffixes)
+
+    def settings(self, run: Running) -> RecalibrateSettings:
+        """Return it as settings, run where and how the recipe is."""
+        given = {one.name: getattr(self, one.name) for one in fields(RecalibrateSettings)}
+        given |= {one.name: getattr(run, one.name) for one in fields(Running)}
+        return RecalibrateSettings(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Choosing, OutputOptions):
+    """One average, or a sweep of several, and what is done with it.
+
+    Attributes:
+        path: the file to write; or a folder, if it ends in a slash.
+        method: the scheme; left out: `weights` if weights are given, else `swa`.
+        parameters: of the scheme.
+        dtype: type in which this average is written, if it is not that of the policies.
+        sweep: lists of values by setting, such as `last: [2, 4]`: one average for each, from one read; the
+            path has `{name}`.
+        keep: after the evaluation of a sweep, the `best` average, or `all`; left out: `best`.
+        recalibrate: recompute the BatchNorm statistics of the average.
+        evaluate: how this output is evaluated, if not as the others.
+        check: what must hold; one or several.
+    """
+
+    sort: str = field(default="step", init=False)
+    allow_duplicates: bool = field(default=False, init=False)
+    path: str
+    method: str | None = None
+    parameters: Parameters = field(default_factory=Parameters)
+    dtype: str | None = None
+    sweep: Mapping[str, tuple[str | int | float, ...]] = field(default_factory=dict)
+    keep: Literal["best", "all"] | None = None
+    recalibrate: Recalibration | None = None
+    evaluate: Evaluation | None = None
+    check: tuple[Check, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Which checkpoints it takes is checked together with what the recipe says of all of them.
+        OutputOptions.__post_init__(self)
+        if not self.path:
+            raise UsageError("path is empty: name the file to write")
+        if self.keep is not None and not self.sweep:
+            raise UsageError("keep has no use without a sweep")
+
+    def chosen(self) -> dict[str, object]:
+        """Return what is said here of settings that the recipe has for all: which checkpoints, which type."""
+        shared = {*(one.name for one in fields(Choosing)), "dtype"}
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name in shared}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def axes(self) -> list[str]:
+        """Return the sweep as the command line writes it."""
+        return [f"{_dashed(name)}={','.join(map(str, values))}" for name, values in self.sweep.items()]
+
+    def template(self, path: str) -> str:
+        """Return a path with the names of the swept settings as the command line writes them."""
+        for name in self.sweep:
+            path = path.replace(f"{{{name}}}", f"{{{_dashed(name)}}}")
+        return path
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _refuse_missing(spec: str, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that is named by its suffix, alone or before a colon, and is not there."""
+    for place in (spec, spec.rpartition(":")[0]):
+        if place.endswith(suffixes) and " " not in place and not os.path.isfile(place):
+            raise UsageError(f"there is no file {printable(place)}, which {printable(spec)} names")

@@ -1,0 +1,81 @@
+"""From a recipe's file to the recipe: what the command line changes in it, and the variables in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
+
+from swatool.errors import UsageError, printable
+from swatool.jobs.recipe_model import Recipe
+from swatool.recipe.building import build
+from swatool.recipe.overriding import overridden
+from swatool.recipe.variables import filled
+from swatool.recipe.yaml_text import MAX_BYTES, Node, read_yaml
+
+__all__ = ["in_folder_of", "read_recipe"]
+
+
+def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Return what a recipe's file says.
+
+    Args:
+        path: the file.
+        overrides: `key=value`, in which the key is a dotted path into the file, such as
+            `outputs.0.parameters.decay`, and the value is read as YAML.
+
+    Raises:
+        UsageError: it cannot be read, or says something wrong; every mistake is told with its line.
+    """
+    path = os.fspath(path)
+    where = printable(path)
+    document = _spelled_out(read_yaml(_bytes_of(path, where), where))
+    for override in overrides:
+        document = overridden(Recipe, document, override, "--set")
+    document = filled(document, _declared(document), os.environ, where)
+    with in_folder_of(path):  # the recipe looks whether its files are there
+        return build(Recipe, document, where)
+
+
+@contextmanager
+def in_folder_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Be in a recipe's folder: what it names, and what the user's own code opens, is found from there."""
+    try:
+        with chdir(os.path.dirname(os.fspath(path)) or os.curdir):
+            yield
+    except FileNotFoundError as error:
+        raise UsageError(f"the folder of {printable(os.fspath(path))} is gone: {error.strerror}") from error
+
+
+def _bytes_of(path: str, where: str) -> bytes:
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"the recipe {where} is no file")
+            return file.read(MAX_BYTES + 1)
+    except IsADirectoryError as error:
+        raise UsageError(f"the recipe {where} is a folder: name the file in it") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {where}: {error.strerror}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe would be waited for
+
+
+def _spelled_out(document: Node) -> Node:
+    """Write an output of which only the path is said as a mapping, so that more of it can be set."""
+    if not isinstance(document.value, dict) or "outputs" not in document.value:
+        return document
+    outputs = document.value["outputs"]
+    items = outputs.value if isinstance(outputs.value, list) else [outputs]
+    found = [Node({"path": one}, one.line) if isinstance(one.value, str) else one for one in items]
+    return Node({**document.value, "outputs": Node(found, outputs.line)}, document.line)
+
+
+def _declared(document: Node) -> frozenset[str]:
+    """Return the names under `environment`, as far as they are any; what else stands there is told later."""
+    node = document.value.get("environment") if isinstance(document.value, dict) else None
+    names = node.value if node and isinstance(node.value, list) else [node]
+    return frozenset(one.value for one in names if one and isinstance(one.value, str))

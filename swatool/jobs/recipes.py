@@ -1,0 +1,224 @@
+"""`run`: a recipe is carried out, from its inputs to its checks.
+
+Everything is planned first. Then come the averages, all from one read where their types allow it, the
+recalibrations, the evaluations, the checks, and the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from swatool.checkpoints.selection import expand
+from swatool.errors import SwatoolError, UsageError, printable
+from swatool.jobs.average import Request, average_all
+from swatool.jobs.recalibrate import recalibrate_checkpoint
+from swatool.jobs.recipe_evaluation import Told, evaluated, find_evaluations
+from swatool.jobs.recipe_model import Product, Recipe
+from swatool.jobs.recipe_reading import in_folder_of, read_recipe
+from swatool.jobs.recipe_report import ProductReport, RecipeReport
+from swatool.output.publish import PendingFile, check_target
+from swatool.recipe.building import dump
+from swatool.report import Report
+from swatool.version import __version__
+
+__all__ = ["run_recipe"]
+
+
+def run_recipe(
+    path: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    on_plan: Callable[[RecipeReport], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_part: Told | None = None,
+) -> RecipeReport:
+    """Carry out a recipe.
+
+    The current folder is that of the recipe meanwhile: its paths are relative to it, and the user's own
+    commands and code run there.
+
+    >>> run_recipe("recipe.yaml", overrides=["select.last=5"])
+
+    Args:
+        path: the recipe's file.
+        overrides: what is changed of it, as `key=value` with a dotted key.
+        dry_run: plan and check everything; run and write nothing.
+        on_plan: is given what will be done, as the report of a dry run, before the first weight is read.
+        on_progress: is told, ten times a second, how many bytes of the checkpoints have been read.
+        on_part: is given the report of each thing that was done: `RecipeReport` of all averages,
+            `RecalibrationReport`, `EvaluationReport`, `CheckReport`.
+
+    Returns:
+        What was done. A check that does not hold, and an evaluation that failed, are told in its `failures`
+        and are no exceptions: everything else is done and written then.
+
+    Raises:
+        UsageError: the recipe is refused, before anything is read.
+        and as `average` and `recalibrate_checkpoint`; what was published before that stays.
+    """
+    started = time.perf_counter()
+    recipe = read_recipe(path, overrides)
+    report = RecipeReport(
+        version=__version__,
+        command="run",
+        dry_run=True,
+        path=os.fspath(path),
+        overrides=tuple(overrides),
+        recipe=dump(recipe),  # type: ignore[arg-type]
+        outputs=(),
+    )
+    told = on_part or _ignore
+    with in_folder_of(path), _noting_what_was_written(recipe):
+        _check_targets(recipe)
+        find_evaluations(recipe, import_code=not dry_run)
+        report = _averaged(recipe, report, dry_run, on_plan or _ignore, on_progress or _ignore)
+        if not dry_run:
+            told(report)
+            report = evaluated(recipe, _recalibrated(recipe, report, told), told)
+        report = dataclasses.replace(report, seconds=time.perf_counter() - started)
+        if recipe.report is not None and not dry_run:
+            _write(report, recipe.report, overwrite=recipe.run.overwrite)
+    return report
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _check_targets(recipe: Recipe) -> None:
+    """Refuse outputs that cannot be written, before anything is read."""
+    written = [path for one in recipe.products for path in one.files]
+    written += [recipe.report] if recipe.report else []
+    existing = [path for path in written if os.path.lexists(path) and not recipe.run.overwrite]
+    if existing:
+        names = ", ".join(map(printable, existing[:5])) + (", ..." if len(existing) > 5 else "")
+        raise UsageError(
+            f"{names} {'exists' if len(existing) == 1 else 'exist'}: set run.overwrite to true to replace "
+            "what is there, or choose another path"
+        )
+    inputs = set(_files_of(expand(recipe.inputs)))
+    # Averages are checked when they are planned, and their sizes are known.
+    for path in [*(one.recalibrated for one in recipe.products), recipe.report]:
+        if path is not None:
+            check_target(path, overwrite=recipe.run.overwrite, inputs=inputs, nbytes=0)
+
+
+def _files_of(checkpoints: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Yield device and inode of the checkpoints' files; of a folder, of those that lie in it."""
+    for path in checkpoints:
+        inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
+        for one in (path, *inside):
+            if os.path.exists(one):
+                status = os.stat(one)
+                yield status.st_dev, status.st_ino
+
+
+def _groups(products: Sequence[Product]) -> list[list[Product]]:
+    """Return the products by what they can be read together with: averages of one type."""
+    found: dict[str, list[Product]] = {}
+    for one in products:
+        found.setdefault(one.request.settings.dtype, []).append(one)
+    return list(found.values())
+
+
+def _averaged(
+    recipe: Recipe,
+    report: RecipeReport,
+    dry_run: bool,
+    on_plan: Callable[[RecipeReport], None],
+    on_progress: Callable[[int], None],
+) -> RecipeReport:
+    """Plan all averages, and make them unless it is a dry run."""
+
+    def told(reports: dict[str, Report], dry: bool) -> RecipeReport:
+        made = [
+            ProductReport(one.index, one.values, reports[one.request.output], one.recalibrated)
+            for one in recipe.products
+        ]
+        return dataclasses.replace(report, dry_run=dry, outputs=tuple(made))
+
+    groups = _groups(recipe.products)
+    reports: dict[str, Report] = {}
+    if dry_run or len(groups) > 1:
+        # Nothing is made until all of it is known to fit; a single group does so by itself.
+        for group in groups:
+            planned = average_all(recipe.inputs, [_dry(one.request) for one in group])
+            reports |= {one.output.path: one for one in planned}
+        on_plan(told(reports, True))
+        if dry_run:
+            return told(reports, True)
+    before = 0
+    for group in groups:
+        done = average_all(
+            recipe.inputs,
+            [one.request for one in group],
+            on_plan=(
+                (lambda planned: on_plan(told({one.output.path: one for one in planned}, True)))
+                if len(groups) == 1
+                else None
+            ),
+            on_progress=lambda nbytes, before=before: on_progress(before + nbytes),  # type: ignore[misc]
+        )
+        before += done[0].bytes_read
+        reports |= {one.output.path: one for one in done}
+    return told(reports, False)
+
+
+def _dry(request: Request) -> Request:
+    return dataclasses.replace(request, settings=dataclasses.replace(request.settings, dry_run=True))
+
+
+def _recalibrated(recipe: Recipe, report: RecipeReport, told: Told) -> RecipeReport:
+    """Recompute the BatchNorm statistics of the averages for which that is asked."""
+    outputs = list(report.outputs)
+    for index, one in enumerate(outputs):
+        wanted = recipe.wanted[one.index].recalibrate
+        if wanted is None:
+            continue
+        found = recalibrate_checkpoint(
+            one.average.output.path,
+            one.recalibrated,
+            model=wanted.model,
+            data=wanted.data,
+            settings=wanted.settings(recipe.run),
+        )
+        told(found)
+        outputs[index] = dataclasses.replace(one, recalibration=found)
+    return dataclasses.replace(report, outputs=tuple(outputs))
+
+
+def _write(report: RecipeReport, path: str, *, overwrite: bool) -> None:
+    data = f"{json.dumps(report.as_json(), indent=2)}\n".encode()
+    with PendingFile(path, len(data), overwrite=overwrite) as pending:
+        pending.write(0, data)
+        pending.publish()
+
+
+@contextmanager
+def _noting_what_was_written(recipe: Recipe) -> Iterator[None]:
+    """Note on whatever stops the run by force which outputs were written before that."""
+    paths = [path for one in recipe.products for path in one.files]
+    before = {path: _identity(path) for path in paths}
+    try:
+        yield
+    except SwatoolError:
+        raise
+    except BaseException as error:
+        written = [path for path in paths if _identity(path) not in (None, before[path])]
+        names = ", ".join(map(printable, written[:5])) + (", ..." if len(written) > 5 else "")
+        error.add_note(f"written before that: {names}" if written else "no output was written")
+        raise
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

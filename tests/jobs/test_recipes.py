@@ -1,0 +1,376 @@
+"""A recipe as a whole: what it reads and writes, what it is compared with, and what stops it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import swatool
+from swatool.errors import CheckpointError, DataError, OutputError, UsageError
+from swatool.jobs import recipes as module
+from swatool.jobs.recalibrate_report import RecalibrationReport
+from swatool.jobs.recipe_report import CheckReport, EvaluationReport, RecipeReport
+from swatool.jobs.recipes import run_recipe
+
+CODE = """
+import torch
+from torch import nn
+from safetensors.torch import load_file
+
+evaluated = []
+
+def build():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+def data():
+    return torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).split(20)
+
+def broken_data():
+    return [torch.full((4, 3), float("nan"))]
+
+def score(path):
+    # The first weight of the first layer: known in advance.
+    evaluated.append(path)
+    print("scoring", path)
+    if path.endswith(".safetensors"):
+        return {"w": load_file(path)["0.weight"][0, 0].item(), "other": 7.0}
+    return {"w": torch.load(path)["model"]["0.weight"][0, 0].item(), "other": 7.0}
+
+def fails(path):
+    raise RuntimeError("no GPU\\nat all")
+"""
+EVALUATE = "evaluate: {command: 'mine.py:score', metric: w, mode: max}\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A run whose first weight is the step: 1, 2, 3, 4."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("run")
+    with open("mine.py", "w") as file:
+        file.write(CODE)
+    generator = torch.Generator().manual_seed(0)
+    for step in (1, 2, 3, 4):
+        state = {
+            "0.weight": torch.randn(4, 3, generator=generator),
+            "0.bias": torch.zeros(4),
+            "1.weight": torch.ones(4),
+            "1.bias": torch.zeros(4),
+            "1.running_mean": torch.zeros(4),
+            "1.running_var": torch.ones(4),
+            "1.num_batches_tracked": torch.tensor(step),
+        }
+        state["0.weight"][0, 0] = step
+        torch.save({"model": state, "step": step}, f"run/ckpt-{step}.pt")
+    return tmp_path
+
+
+def run(text, **options):
+    with open("r.yaml", "w") as file:
+        file.write(f"inputs: run/*.pt\n{text}")
+    return run_recipe("r.yaml", **options)
+
+
+def listing():
+    return sorted(
+        str(path) for path in Path().rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    )
+
+
+def same(one, other):
+    return Path(one).read_bytes() == Path(other).read_bytes()
+
+
+def test_outputs_are_those_of_average():
+    run("outputs: [a.safetensors, {path: b.safetensors, method: ema, parameters: {decay: 0.5}, last: 3}]")
+    swatool.average("run/*.pt", "a2.safetensors")
+    swatool.average("run/*.pt", "b2.safetensors", method="ema", decay=0.5, last=3)
+    assert same("a.safetensors", "a2.safetensors")
+    assert same("b.safetensors", "b2.safetensors")
+
+
+def test_averages_of_one_type_are_made_from_one_read(monkeypatch):
+    calls = []
+
+    def counting(checkpoints, requests, **options):
+        calls.append([(one.output, one.settings.dry_run) for one in requests])
+        return real(checkpoints, requests, **options)
+
+    real = module.average_all
+    monkeypatch.setattr(module, "average_all", counting)
+    run("outputs: [a.safetensors, {path: 'b-{last}.pt', sweep: {last: [2, 3]}}]")
+    assert calls == [[("a.safetensors", False), ("b-2.pt", False), ("b-3.pt", False)]]
+    calls.clear()
+    run("outputs: [c.safetensors, {path: d.safetensors, dtype: bfloat16}, e/]")
+    first, second = ["c.safetensors", "e/"], ["d.safetensors"]
+    assert calls == [[(one, dry) for one in group] for dry in (True, False) for group in (first, second)]
+    swatool.average("run/*.pt", "d2.safetensors", dtype="bfloat16")
+    assert same("d.safetensors", "d2.safetensors")
+
+
+def test_nothing_is_made_if_one_of_several_reads_does_not_fit():
+    with pytest.raises(UsageError, match="needs at least two"):
+        run("outputs: [c.safetensors, {path: d.safetensors, dtype: bfloat16, last: 1}]")
+    assert not os.path.exists("c.safetensors")
+
+
+def test_a_dry_run_tells_everything_and_writes_and_runs_nothing():
+    with open("mine.py", "a") as file:
+        file.write("open('ran', 'w').close()\n")
+    before = [*listing(), "r.yaml"]
+    plans, parts = [], []
+    report = run(
+        f"""{EVALUATE}outputs:
+- path: a.safetensors
+  recalibrate: {{path: a-bn.safetensors, model: mine.py:build, data: mine.py:data}}
+  check: {{worse_than: last}}
+- {{path: b.safetensors, dtype: float16}}
+report: report.json
+""",
+        dry_run=True,
+        on_plan=plans.append,
+        on_part=parts.append,
+    )
+    assert listing() == sorted(before)
+    assert (report.dry_run, report.passed, parts) == (True, True, [])
+    assert [one.average.output.path for one in plans[0].outputs] == ["a.safetensors", "b.safetensors"]
+    assert all(one.average.estimate for one in report.outputs)
+    assert report.outputs[0].recalibrated == "a-bn.safetensors"
+
+
+def test_everything_in_turn(capsys):
+    parts = []
+    report = run(
+        f"""{EVALUATE}outputs:
+- path: swa.safetensors
+  recalibrate: {{path: swa-bn.safetensors, model: mine.py:build, data: mine.py:data, mode: exact}}
+  check: [{{worse_than: last, by: 1.5}}, {{worse_than: 'ema-{{decay}}.safetensors', by: 1}}]
+- path: ema-{{decay}}.safetensors
+  method: ema
+  sweep: {{decay: [0.5, 0.1, 0.9]}}
+report: report.json
+""",
+        on_part=parts.append,
+    )
+    assert [type(part) for part in parts] == [
+        *(RecipeReport, RecalibrationReport),
+        *([EvaluationReport] * 5),
+        *([CheckReport] * 2),
+    ]
+    assert capsys.readouterr().out.count("scoring") == 5
+    swatool.recalibrate_checkpoint(
+        "swa.safetensors", "bn2.safetensors", model="mine.py:build", data="mine.py:data", mode="exact"
+    )
+    assert same("swa-bn.safetensors", "bn2.safetensors")
+    values = {one.average.output.path: one.evaluation.value for one in report.outputs}
+    ema = [0.5**3 * 1 + 0.5**3 * 2 + 0.25 * 3 + 0.5 * 4, 0.1**3 + 0.9 * (0.01 * 2 + 0.1 * 3 + 4)]
+    assert list(values) == ["swa.safetensors", *(f"ema-{decay}.safetensors" for decay in (0.1, 0.5, 0.9))]
+    assert values["swa.safetensors"] == 2.5
+    assert values["ema-0.5.safetensors"] == pytest.approx(ema[0])
+    assert values["ema-0.1.safetensors"] == pytest.approx(ema[1])
+    assert [one.kept for one in report.outputs] == [True, True, False, False]
+    assert not os.path.exists("ema-0.5.safetensors")
+    assert os.path.exists("ema-0.1.safetensors")
+    assert [(one.path, one.value) for one in report.references] == [("run/ckpt-4.pt", 4.0)]
+    assert [(one.worse_than, one.passed) for one in report.checks] == [
+        ("run/ckpt-4.pt", True),
+        ("ema-0.1.safetensors", False),
+    ]
+    assert report.failures == (
+        f"'swa-bn.safetensors' is 2.5, and must not be worse than the {ema[1]:.6g} of 'ema-0.1.safetensors' "
+        "by more than 1",
+    )
+    assert not report.passed
+    written = json.loads(Path("report.json").read_text())
+    assert written["recipe"]["outputs"][1]["sweep"] == {"decay": [0.5, 0.1, 0.9]}
+    assert written == json.loads(json.dumps(report.as_json()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "by", "passed"), [("max", 1.4, False), ("max", 1.5, True), ("min", 0, True), ("max", 0, False)]
+)
+def test_a_check_is_in_the_direction_of_the_metric(mode, by, passed):
+    evaluate = EVALUATE.replace("max", mode)
+    report = run(f"{evaluate}outputs: {{path: a.safetensors, check: {{worse_than: last, by: {by}}}}}")
+    assert report.passed is passed
+    assert os.path.exists("a.safetensors")
+
+
+def test_the_smallest_is_best_where_that_is_said():
+    evaluate = EVALUATE.replace("max", "min")
+    report = run(
+        f"{evaluate}outputs: {{path: 'a-{{last}}.safetensors', sweep: {{last: [2, 4, 3]}}, keep: all}}"
+    )
+    assert [one.values["last"] for one in report.outputs] == ["4", "3", "2"]
+    assert all(one.kept and os.path.exists(one.average.output.path) for one in report.outputs)
+
+
+def test_of_a_sweep_the_files_with_new_statistics_go_with_their_averages():
+    report = run(
+        f"""{EVALUATE}outputs:
+  path: a-{{last}}/
+  sweep: {{last: [4, 2]}}
+  recalibrate: {{path: 'a-{{last}}.safetensors', model: mine.py:build, data: mine.py:data}}
+"""
+    )
+    assert [one.recalibrated for one in report.outputs] == ["a-2.safetensors", "a-4.safetensors"]
+    assert sorted(path for path in os.listdir() if path.startswith("a-")) == ["a-2", "a-2.safetensors"]
+
+
+def test_an_evaluation_that_fails_removes_nothing_and_is_reported():
+    report = run(
+        """evaluate: {command: 'mine.py:fails', mode: max}
+outputs: {path: 'a-{last}.safetensors', sweep: {last: [4, 2]}, check: {worse_than: last}}
+report: report.json
+"""
+    )
+    assert report.failures == (
+        "--eval 'mine.py:fails' failed on 'a-4.safetensors': RuntimeError: no GPU; -v shows where; "
+        "all that was written is kept",
+    )
+    assert os.path.exists("a-4.safetensors")
+    assert os.path.exists("a-2.safetensors")
+    assert json.loads(Path("report.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize("existing", ["a.safetensors", "a-bn.safetensors", "report.json", "b-2.safetensors"])
+def test_what_exists_is_refused_before_anything_is_read(existing, monkeypatch):
+    text = """outputs:
+- path: a.safetensors
+  recalibrate: {path: a-bn.safetensors, model: mine.py:build, data: mine.py:data}
+- {path: 'b-{last}.safetensors', sweep: {last: [2, 3]}}
+report: report.json
+"""
+    Path(existing).write_text("mine")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "average_all", None)
+        with pytest.raises(UsageError, match=f"'{existing}' exists: set run.overwrite to true"):
+            run(text)
+    assert Path(existing).read_text() == "mine"
+
+
+def test_overwriting_is_asked_for():
+    for name in ("a.safetensors", "report.json"):
+        Path(name).write_text("mine")
+    run("run: {overwrite: true}\noutputs: a.safetensors\nreport: report.json")
+    assert load_file("a.safetensors")["0.weight"][0, 0] == 2.5
+    assert json.loads(Path("report.json").read_text())["command"] == "run"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "outputs: a.safetensors\nreport: run/ckpt-1.pt",
+        "outputs: run/ckpt-1.pt",
+        "outputs: {path: a.safetensors, recalibrate: {path: run/ckpt-1.pt, model: m:build, data: m:data}}",
+    ],
+)
+def test_an_input_is_never_replaced(text):
+    before = Path("run/ckpt-1.pt").read_bytes()
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        run(f"run: {{overwrite: true}}\n{text}")
+    assert Path("run/ckpt-1.pt").read_bytes() == before
+    assert not os.path.exists("a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("outputs: gone/a.safetensors", OutputError, "gone"),
+        ("outputs: a.safetensors\nreport: gone/r.json", OutputError, "gone"),
+        (
+            "outputs: a.safetensors\nevaluate: {command: 'no-such-program {path}', mode: max}",
+            UsageError,
+            "no such program",
+        ),
+        (
+            "outputs: a.safetensors\nevaluate: {command: 'mine.py:scor', mode: max}",
+            UsageError,
+            "did you mean score",
+        ),
+        (
+            "outputs: a.safetensors\nevaluate: {command: 'no.such:f', mode: max}",
+            UsageError,
+            "there is no module",
+        ),
+        ("outputs: a.safetensors\nselect: {last: 1}", UsageError, "at least two"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(text, error, said):
+    before = [*listing(), "r.yaml"]
+    with pytest.raises(error, match=said):
+        run(text)
+    assert listing() == sorted(before)
+
+
+def test_inputs_that_match_nothing():
+    with open("r.yaml", "w") as file:
+        file.write("inputs: gone/*.pt\noutputs: a.safetensors")
+    with pytest.raises(CheckpointError, match=r"no file matches 'gone/\*\.pt'"):
+        run_recipe("r.yaml")
+
+
+def test_a_recalibration_that_fails_leaves_what_was_published():
+    with pytest.raises(DataError):
+        run(
+            "outputs:\n  path: a.safetensors\n"
+            "  recalibrate: {path: b.safetensors, model: mine.py:build, data: mine.py:broken_data}"
+        )
+    assert os.path.exists("a.safetensors")
+    assert not os.path.exists("b.safetensors")
+
+
+def test_paths_are_those_of_the_recipes_folder_and_the_current_one_stays(folder, monkeypatch):
+    with open("r.yaml", "w") as file:
+        file.write(f"inputs: run\n{EVALUATE}outputs: a.safetensors\nreport: report.json")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    report = run_recipe("../r.yaml")
+    assert os.getcwd() == str(folder / "elsewhere")
+    assert os.listdir() == []
+    assert report.outputs[0].average.output.path == "a.safetensors"
+    assert {"a.safetensors", "report.json"} <= set(os.listdir(folder))
+
+
+def test_a_command_is_run_in_the_recipes_folder(folder, monkeypatch):
+    with open("r.yaml", "w") as file:
+        file.write(
+            "inputs: run\noutputs: a.safetensors\n"
+            "evaluate: {command: 'sh -c \"test -e run; echo $?\" {path}', mode: max}"
+        )
+    monkeypatch.chdir("/")
+    assert run_recipe(folder / "r.yaml").outputs[0].evaluation.value == 0
+
+
+def test_whatever_stops_it_by_force_tells_what_was_written():
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run("outputs: [a.safetensors, b/]", on_part=stop)
+    assert caught.value.__notes__ == ["written before that: 'a.safetensors', 'b/'"]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run("outputs: c.safetensors", on_plan=stop)
+    assert caught.value.__notes__ == ["no output was written"]
+
+
+def test_progress_goes_on_from_one_read_to_the_next(monkeypatch):
+    def telling(checkpoints, requests, on_plan=None, on_progress=None):
+        if on_progress is not None:
+            on_progress(10)
+        return real(checkpoints, requests, on_plan=on_plan)
+
+    real = module.average_all
+    monkeypatch.setattr(module, "average_all", telling)
+    seen = []
+    report = run("outputs: [c.safetensors, {path: d.safetensors, dtype: bfloat16}]", on_progress=seen.append)
+    assert seen == [10, 10 + report.outputs[0].average.bytes_read]
+
+
+def test_an_infinite_value_is_null_in_the_report():
+    evaluation = EvaluationReport("a", float("inf"), {"x": float("nan")})
+    report = RecipeReport("0", "run", False, "r", (), {}, (), references=(evaluation,))
+    assert report.as_json()["references"] == [{"path": "a", "value": None, "metrics": {"x": None}}]
