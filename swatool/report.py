@@ -51,11 +51,13 @@ class OutputReport:
         path: the file, or the folder.
         bytes: size of all files.
         files: of a folder, the files in it and their sizes in bytes; empty for a single file.
+        format: `safetensors`, `pt`, `hf` or `dcp`.
     """
 
     path: str
     bytes: int
     files: Mapping[str, int] = field(default_factory=dict)
+    format: str = "safetensors"
 
 
 @dataclass(frozen=True)

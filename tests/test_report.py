@@ -54,7 +54,7 @@ def test_json_has_every_field_and_a_schema_number():
             {"path": "b.pt", "step": 7, "bytes": 11, "coefficient": 0.75, "key": "model"},
         ],
         "figures": {"effective": 1.6, "lag": 2.0, "lag_unit": "steps", "l1": 1.0},
-        "output": {"path": "out", "bytes": 12, "files": {"model.safetensors": 12}},
+        "output": {"path": "out", "bytes": 12, "files": {"model.safetensors": 12}, "format": "safetensors"},
         "tensors": {"averaged": 2, "copied": 1, "dropped": 0, "tied": 1, "differing": 1},
         "dtype": {"float32": 8},
         "device": "cpu",

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swatool.errors import CheckpointError, printable
+from swatool.errors import CheckpointError, OutputError, printable
 from swatool.tensors import Buffer
 
 __all__ = ["LocalFile", "LocalFiles", "LocalFolder"]
@@ -40,6 +40,10 @@ class LocalFile:
         try:
             self._descriptor = _open(self.path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OutputError(
+                    f"cannot open {printable(self.path)}: too many files are open; raise ulimit -n"
+                ) from error
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"cannot open {printable(self.path)}: {reason}") from error
         try:

@@ -19,7 +19,7 @@ from swatool.tensors import Folder, Source, StoredTensor
 
 __all__ = ["is_index", "read", "recognises"]
 
-MAX_INDEX = 10 << 20  # some 90,000 tensors
+MAX_INDEX = 25_000_000  # as for headers; some 250,000 tensors
 MAX_TRAINER_STATE = 32 << 20  # it holds a log of the whole run
 TRAINER_STATE = "trainer_state.json"
 TRAINER_FIELDS = ("global_step", "epoch", "best_metric")

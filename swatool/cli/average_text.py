@@ -98,7 +98,8 @@ def _plan_lines(report: Report, verbose: bool) -> list[str]:
         *(f"state dict: {printable(key)}" for key in keys),
         f"tensors: {_counts(report)}",
         f"reads {size(report.bytes_read)}, writes {size(report.bytes_written)} "
-        f"to {printable(report.output.path)} on {report.device} with {report.threads} threads",
+        f"to {printable(report.output.path)} ({report.output.format}) on {report.device} with "
+        f"{report.threads} threads",
     ]
     if report.estimate is not None:
         seconds, memory = report.estimate.seconds, report.estimate.memory_bytes

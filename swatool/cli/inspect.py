@@ -10,12 +10,14 @@ import typer
 from swatool.cli.options import AsJson, KeepPrefix, Key, Quiet, StripPrefix, Threads, Variant
 from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, tell_error
 from swatool.jobs.inspect import Failure, InspectSettings, inspect_each
+from swatool.jobs.running import uncollected
 from swatool.version import __version__
 
 __all__ = ["inspect"]
 
 DEFAULTS = InspectSettings()
 SCHEMA = 1
+MOST_INDENTED = 1000  # tensors: to indent, Python writes JSON ten times as slowly
 
 
 @ending_in_an_exit_code
@@ -58,7 +60,11 @@ def inspect(
     )
     found: list[dict[str, object]] = []
     worst = 0
-    with Telling(quiet=quiet or as_json, verbose=verbose) as telling, printing_the_report(None):
+    with (
+        uncollected(),
+        Telling(quiet=quiet or as_json, verbose=verbose) as telling,
+        printing_the_report(None),
+    ):
         told = InspectTelling(telling, tree=tree, limit=limit)
         for one in inspect_each(checkpoints, settings, told.progress):
             if isinstance(one, Failure):
@@ -72,6 +78,7 @@ def inspect(
             telling.warnings(one.warnings, even_if_quiet=as_json and not quiet)
         if as_json:
             shown = {"schema": SCHEMA, "version": __version__, "command": "inspect", "checkpoints": found}
-            typer.echo(json.dumps(shown, indent=2))
+            many = sum(len(one["tensors"]) for one in found) > MOST_INDENTED  # type: ignore[arg-type,misc]
+            typer.echo(json.dumps(shown, indent=None if many else 2))
     if worst:
         raise typer.Exit(worst)

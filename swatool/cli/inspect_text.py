@@ -143,7 +143,7 @@ def _number(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.5g}"
 
 
-@dataclass
+@dataclass(slots=True)
 class Module:
     """A module, or a part of one: the sums over its tensors, and what is in it."""
 
@@ -151,6 +151,12 @@ class Module:
     elements: int = 0
     bytes: int = 0
     inside: dict[str, Module] = field(default_factory=dict)
+
+    def add(self, tensor: TensorReport) -> None:
+        """Count a tensor that is in it."""
+        self.tensors += 1
+        self.elements += tensor.elements
+        self.bytes += tensor.bytes
 
 
 def _tree(tensors: Sequence[TensorReport]) -> tuple[Sequence[str], list[Sequence[str]]]:
@@ -160,13 +166,13 @@ def _tree(tensors: Sequence[TensorReport]) -> tuple[Sequence[str], list[Sequence
         if tensor.tied_with is not None:
             continue
         module = root
-        parts = tensor.name.split(".", DEEPEST)[:-1]
-        for part in (None, *parts):
-            if part is not None:
-                module = module.inside.setdefault(part, Module())
-            module.tensors += 1
-            module.elements += tensor.elements
-            module.bytes += tensor.bytes
+        module.add(tensor)
+        for part in tensor.name.split(".", DEEPEST)[:-1]:
+            inside = module.inside.get(part)
+            if inside is None:
+                inside = module.inside[part] = Module()
+            module = inside
+            module.add(tensor)
     rows: list[Sequence[str]] = []
     _add_rows(rows, "(all)", root, 0)
     return ("module", "tensors", "elements", "size"), rows

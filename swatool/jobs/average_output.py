@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,16 +15,31 @@ from swatool.errors import UsageError, printable
 from swatool.jobs.likeness import lay_out_like, read_likeness
 from swatool.output.dcp_folder import lay_out_dcp
 from swatool.output.hf_folder import DEFAULT_SHARD_SIZE, lay_out_shards, parse_size
-from swatool.output.layout import Layout, OutputTensor
+from swatool.output.layout import Layout, OutputTensor, one_file, together
 from swatool.output.safetensors_file import lay_out
 from swatool.output.sidecars import read_sidecars, sidecar_warnings, with_dtype
 from swatool.output.torch_file import lay_out_torch
+from swatool.output.writing import check_output
 
-__all__ = ["FORMATS", "LayoutSettings", "OutputOptions", "choose_format", "lay_out_average"]
+__all__ = ["FORMATS", "LayoutSettings", "OutputOptions", "check_place", "choose_format", "lay_out_average"]
 
 FORMATS = ("safetensors", "pt", "hf", "dcp")
 FOLDERS = ("hf", "dcp")
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+TORCH_SUFFIXES = (".pth.tar", ".pt", ".pth", ".bin", ".ckpt")  # the first is timm's
+# Formats that nobody should find safetensors under.
+FOREIGN_SUFFIXES = (
+    ".tar",
+    ".zip",
+    ".gz",
+    ".onnx",
+    ".json",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".gguf",
+    ".msgpack",
+)
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 WHOLE_MODELS = ("model.safetensors", "pytorch_model.bin")  # files that stand for the folder they lie in
 
@@ -69,8 +84,12 @@ def choose_format(output: str, options: OutputOptions) -> str:
     Raises:
         UsageError: the name does not fit what is asked for, or tells a format that cannot be written.
     """
-    suffix = os.path.splitext(output)[1]
+    suffix = next((one for one in FILE_SUFFIXES if output.endswith(one)), os.path.splitext(output)[1])
     folder = output.endswith("/")
+    if suffix in FOREIGN_SUFFIXES and not folder:
+        raise UsageError(
+            f"{printable(output)} is named like a format that is not written: name it .safetensors or .pt"
+        )
     if options.format in FOLDERS or options.max_shard_size is not None:
         if suffix in FILE_SUFFIXES and not folder:
             raise UsageError(
@@ -99,6 +118,15 @@ class LayoutSettings(Reading, Policies, OutputOptions):
             group.__post_init__(self)
 
 
+def check_place(
+    output: str, chosen: str, overwrite: bool, inputs: Collection[tuple[int, int]], nbytes: int
+) -> None:
+    """Refuse an output of about so many bytes, as `check_output` does, before it can be laid out."""
+    alone = one_file([], {}, nbytes)
+    layout = together({"a file": alone}) if chosen in FOLDERS else alone
+    check_output(layout, output, overwrite=overwrite, inputs=inputs)
+
+
 def lay_out_average(
     plan: Plan, settings: LayoutSettings, output: str, newest: Checkpoint, said: Mapping[str, str]
 ) -> tuple[Layout, tuple[str, ...]]:
@@ -120,7 +148,7 @@ def lay_out_average(
     tensors = {t.name: OutputTensor(t.name, t.treatment.dtype, t.shape) for t in plan.tensors}
     tied = {name: tensors[first]._replace(name=name) for name, first in plan.ties.items()}
     if chosen == "pt":
-        return _lay_out_torch(tensors | tied, plan.ties, settings, newest, said), ()
+        return _lay_out_torch(tensors | tied, plan.ties, settings, newest, said)
     aliases: dict[str, str] = {}
     if settings.tied == "drop":
         aliases = dict(plan.ties)
@@ -145,16 +173,17 @@ def _lay_out_torch(
     settings: LayoutSettings,
     newest: Checkpoint,
     said: Mapping[str, str],
-) -> Layout:
+) -> tuple[Layout, tuple[str, ...]]:
     """Return the layout of a torch file, in which ties stay ties and names keep the order that they had."""
     if settings.tied == "drop":
         raise UsageError(
             "--tied drop is for safetensors: in a torch file tied tensors are stored once anyway"
         )
     if settings.like is not None:
-        return lay_out_like(read_likeness(settings.like, settings), tensors.values(), ties, said)
+        like = read_likeness(settings.like, settings)
+        return lay_out_like(like, tensors.values(), ties, said), like.warnings
     order = dict.fromkeys([*(name for name in newest.tensors if name in tensors), *tensors])
-    return lay_out_torch([tensors[name] for name in order], ties, said)
+    return lay_out_torch([tensors[name] for name in order], ties, said), ()
 
 
 def _sidecars(newest: str, dtype: str) -> dict[str, bytes]:

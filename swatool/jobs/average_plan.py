@@ -15,8 +15,8 @@ from swatool.checkpoints.frozen_statistics import frozen_layers
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, select
 from swatool.checkpoints.state_dicts import names_an_average
-from swatool.errors import MismatchError, UsageError, printable
-from swatool.jobs.average_output import lay_out_average
+from swatool.errors import MismatchError, OutputError, UsageError, printable
+from swatool.jobs.average_output import choose_format, lay_out_average
 from swatool.jobs.average_report import AverageJob, scheme_parameters, selection_warnings
 from swatool.jobs.average_settings import AverageSettings, choose
 from swatool.jobs.running import METADATA_KEY
@@ -76,7 +76,7 @@ def plan_averages(
     # What needs wider sums is computed apart, so that it changes nothing of the others.
     groups = [[one for one in chosen if one.wide is wide] for wide in (False, True)]
     found = [_plan_group(opened, group, inputs, warnings) for group in groups if group]
-    if len(requests) > 1:
+    if len(requests) > 1 and not requests[0].settings.dry_run:
         check_room_for_all({job.output: job.layout for jobs in found for job in jobs})
     return found
 
@@ -111,11 +111,27 @@ def _plan_group(
     plan = make_plan(checkpoints, [_row(chosen, checkpoints) for chosen in group], policies)
     jobs = []
     for index, chosen in enumerate(group):
-        job = _job(chosen, plan, index, warnings)
-        overwrite = chosen.request.settings.overwrite
-        check_output(job.layout, job.output, overwrite=overwrite, inputs=inputs)
-        jobs.append(job)
+        jobs.append(_checked(_job(chosen, plan, index, warnings), chosen.request.settings, inputs))
     return jobs
+
+
+def _checked(job: AverageJob, settings: AverageSettings, inputs: set[tuple[int, int]]) -> AverageJob:
+    """Refuse an output that could not be written; what a dry run would lack room for is a warning."""
+    for one in job.plan.checkpoints:
+        folder = os.path.dirname(os.path.abspath(job.output.rstrip("/")))
+        if os.path.isdir(one.path) and os.path.exists(folder) and os.path.samefile(folder, one.path):
+            inside = f"{printable(job.output)} would lie inside of {printable(one.path)}"
+            raise UsageError(f"{inside}, which is averaged: choose another -o")
+    check_output(
+        job.layout, job.output, overwrite=settings.overwrite, inputs=inputs, room=not settings.dry_run
+    )
+    if not settings.dry_run:
+        return job
+    try:
+        check_room_for_all({job.output: job.layout})
+    except OutputError as error:
+        return dataclasses.replace(job, warnings=(*job.warnings, str(error)))
+    return job
 
 
 def _row(chosen: _Chosen, checkpoints: Sequence[Checkpoint]) -> list[float | None]:
@@ -141,6 +157,7 @@ def _job(chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str]) -> Av
         plan=plan,
         index=index,
         layout=layout,
+        format=choose_format(output, settings),
         output=output,
         device=settings.device,
         threads=settings.workers(),

@@ -50,7 +50,7 @@ class AverageJob:
         coefficients: their factors.
         plan: what is computed, perhaps for other outputs, too.
         index: which of the plan's outputs this is.
-        layout, output, device, threads: how and where it is made.
+        layout, format, output, device, threads: how and where it is made.
         warnings: what deserves attention.
     """
 
@@ -60,6 +60,7 @@ class AverageJob:
     plan: Plan
     index: int
     layout: Layout
+    format: str
     output: str
     device: str
     threads: int
@@ -92,6 +93,7 @@ def planned_report(job: AverageJob, seconds: Seconds, estimate: Estimate | None 
             job.output,
             job.layout.size,
             {file.name: file.nbytes for file in job.layout.files if job.layout.is_folder},
+            job.format,
         ),
         figures=FiguresReport(
             **dataclasses.asdict(figures(job.coefficients, [step for _, step in job.dated]))

@@ -11,7 +11,7 @@ the optimizer, belongs to one step of the training and not to an average.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swatool.checkpoints.files import LocalFiles
@@ -30,6 +30,8 @@ MAX_DEPTH = 16
 MAX_COST = 100_000  # values, and texts by so many characters
 CHARACTERS = 64
 MAX_INTEGER_BITS = 64
+MOST_LOST = 100  # names that are remembered
+COUNT = "n_averaged"  # how many models an AveragedModel has seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Likeness:
         beside: plain values beside the first of these keys.
         prefix: what stands before every name there.
         shapes: the tensors' shapes by name, without the prefix, in the checkpoint's order.
+        warnings: what a loader may miss.
     """
 
     path: str
@@ -49,6 +52,7 @@ class Likeness:
     beside: Mapping[str, Plain]
     prefix: str
     shapes: Mapping[str, tuple[int, ...]]
+    warnings: tuple[str, ...] = ()
 
 
 def read_likeness(path: str | os.PathLike[str], reading: Reading | None = None) -> Likeness:
@@ -63,13 +67,26 @@ def read_likeness(path: str | os.PathLike[str], reading: Reading | None = None) 
     finally:
         files.close()
     wrapper = next((one.path for one in candidates if one.key == checkpoint.key), ())
+    beside, lost = _beside(contents.root, wrapper[0]) if wrapper else ({}, [])
     return Likeness(
         path=path,
         wrapper=wrapper,
-        beside=_beside(contents.root, wrapper[0]) if wrapper else {},
+        beside=beside,
         prefix=checkpoint.prefix,
         shapes=_shapes(checkpoint),
+        warnings=tuple(_warnings(path, lost, counted=COUNT in checkpoint.fields and bool(checkpoint.prefix))),
     )
+
+
+def _warnings(path: str, lost: Sequence[str], *, counted: bool) -> Iterator[str]:
+    if lost:
+        names = ", ".join(map(printable, lost[:5])) + (", ..." if len(lost) > 5 else "")
+        yield (
+            f"of what stands beside the weights in {printable(path)}, these are no plain values and are left "
+            f"out, so that a loader that needs them takes its own: {names}"
+        )
+    if counted:
+        yield (f"{COUNT} of {printable(path)} is left out: load the average into the model itself, or add it")
 
 
 def lay_out_like(
@@ -112,17 +129,21 @@ def _shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
 
 
-def _beside(root: object, wrapper: str) -> Mapping[str, Plain]:
-    """Return what is kept of what stands beside the key that leads to the weights."""
+def _beside(root: object, wrapper: str) -> tuple[Mapping[str, Plain], list[str]]:
+    """Return what is kept of what stands beside the key that leads to the weights, and what is not."""
     kept: dict[str, Plain] = {}
+    lost: list[str] = []
     single = _PlainPart(MAX_COST)
     for name, value in root.items() if isinstance(root, dict) else ():
         container = isinstance(value, dict | list | tuple)
         if isinstance(name, str) and name != wrapper and (name in KEPT or not container):
-            part = (_PlainPart(MAX_COST) if container else single).of(value)
+            taker = _PlainPart(MAX_COST) if container else single
+            part = taker.of(value, (name,))
             if not isinstance(part, _NotPlain):
                 kept[name] = part
-    return kept
+            if name in KEPT:
+                lost += taker.lost
+    return kept, lost
 
 
 class _NotPlain:
@@ -130,27 +151,37 @@ class _NotPlain:
 
 
 class _PlainPart:
-    """Takes the plain values from a tree, which may be cyclic, of any depth, or one list a thousand times."""
+    """Takes the plain values from a tree, which may be cyclic, of any depth, or one list a thousand times.
+
+    Attributes:
+        lost: the names, dotted, of what was not taken.
+    """
 
     def __init__(self, cost: int) -> None:
         self._left = cost
+        self.lost: list[str] = []
 
-    def of(self, value: object, depth: int = 0) -> Plain | _NotPlain:
+    def of(self, value: object, place: tuple[str, ...]) -> Plain | _NotPlain:
         """Return a value without the entries of dicts that are not plain; lists are kept whole or not."""
         self._left -= 1 + (len(value) // CHARACTERS if isinstance(value, str) else 0)
-        if self._left < 0 or depth > MAX_DEPTH:
-            return _NotPlain()
+        if self._left < 0 or len(place) > MAX_DEPTH:
+            return self._not_taken(place)
         if value is None or isinstance(value, str | float):
             return value
-        if isinstance(value, int):
-            return value if value.bit_length() <= MAX_INTEGER_BITS else _NotPlain()
+        if isinstance(value, int) and value.bit_length() <= MAX_INTEGER_BITS:
+            return value
         if isinstance(value, dict):
-            entries = [(self.of(key, depth + 1), self.of(inner, depth + 1)) for key, inner in value.items()]
+            entries = [(key, self.of(inner, (*place, str(key)))) for key, inner in value.items()]
             kept = {k: v for k, v in entries if isinstance(k, str | int) and not isinstance(v, _NotPlain)}
             return kept if kept or not value else _NotPlain()
         if isinstance(value, list | tuple):
-            items = [self.of(item, depth + 1) for item in value]
+            items = [self.of(item, (*place, "...")) for item in value]
             plain = [item for item in items if not isinstance(item, _NotPlain)]
             whole = plain if isinstance(value, list) else tuple(plain)
             return whole if len(plain) == len(items) else _NotPlain()
+        return self._not_taken(place)
+
+    def _not_taken(self, place: tuple[str, ...]) -> _NotPlain:
+        if len(self.lost) < MOST_LOST:
+            self.lost.append(".".join(place))
         return _NotPlain()

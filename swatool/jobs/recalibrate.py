@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from swatool.checkpoints.opening import open_checkpoint
 from swatool.data.options import Data, DataOptions
 from swatool.errors import MismatchError, printable
+from swatool.jobs.average_output import OutputOptions, check_place, choose_format
 from swatool.jobs.evaluation import evaluate, load_function
 from swatool.jobs.recalibrate_output import new_statistics, write_recalibrated
 from swatool.jobs.recalibrate_report import (
@@ -31,7 +32,6 @@ from swatool.jobs.recalibrate_report import (
     verdict,
 )
 from swatool.jobs.recalibrate_settings import RecalibrateSettings, default_output
-from swatool.output.publish import check_target
 from swatool.report import OutputReport, peak_rss_bytes
 from swatool.version import __version__
 
@@ -64,7 +64,8 @@ def recalibrate_checkpoint(
 
     Args:
         checkpoint: a file that `average` reads.
-        output: the safetensors file to write; it appears whole or not at all. None: see `default_output`.
+        output: what to write, in the format that its name tells; it appears whole or not at all. None: see
+            `default_output`.
         model: where the model comes from, such as `my.models:build`; its code is run.
         data: where the data comes from, such as `train.npz:x`.
         settings: what is chosen; or give its fields as keywords.
@@ -95,7 +96,7 @@ def recalibrate_checkpoint(
         opened = stack.enter_context(closing(open_checkpoint(checkpoint, settings)))
         inputs = {*opened.files.keys, *_files_named_in(model, data, settings.forward, settings.evaluate)}
         nbytes = sum(stored.nbytes for stored in opened.tensors.values())
-        check_target(target, overwrite=settings.overwrite, inputs=inputs, nbytes=nbytes)
+        check_place(target, choose_format(target, OutputOptions()), settings.overwrite, inputs, nbytes)
         from swatool.batchnorm.ranks import ranks_from_environment
 
         source = stack.enter_context(closing(_open_data(data, settings)))
@@ -110,6 +111,10 @@ def recalibrate_checkpoint(
         if on_plan is not None:
             on_plan(report)
         return report if settings.dry_run else _carry_out(job, report, hooks, clock)
+
+
+def _output_report(output: str, nbytes: int) -> OutputReport:
+    return OutputReport(output, nbytes, format=choose_format(output, OutputOptions()))
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def _planned(job: _Job, model: str, output: str, clock: _Clock) -> Recalibration
         command="recalibrate-bn",
         dry_run=True,
         checkpoint=InputReport(checkpoint.path, checkpoint.files.size, checkpoint.key),
-        output=OutputReport(output, sum(stored.nbytes for stored in checkpoint.tensors.values())),
+        output=_output_report(output, sum(stored.nbytes for stored in checkpoint.tensors.values())),
         model=model,
         data=DataReport(job.data.name, job.data.samples, {}),
         mode=settings.mode,
@@ -263,7 +268,7 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
     return replace(
         report,
         dry_run=False,
-        output=OutputReport(report.output.path, nbytes),
+        output=_output_report(report.output.path, nbytes),
         data=replace(report.data, bad=dict(job.data.bad)),
         batchnorm=found,
         before=before,

@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from swatool.averaging.plan import Policies, make_plan
+from swatool.averaging.plan import make_plan
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import DataError, printable
+from swatool.jobs.average_output import LayoutSettings, lay_out_average
 from swatool.jobs.running import METADATA_KEY
-from swatool.output.layout import Layout, OutputTensor
-from swatool.output.safetensors_file import lay_out
 from swatool.output.writing import writing
 from swatool.version import __version__
 
@@ -59,13 +58,13 @@ def write_recalibrated(
     overwrite: bool,
     threads: int,
 ) -> int:
-    """Copy the checkpoint to a safetensors file, the statistics replaced; return the file's size in bytes.
+    """Copy the checkpoint, the statistics replaced; return the output's size in bytes.
 
     Args:
         checkpoint: what is copied.
         statistics: what is put into its place, by name, of the same shape and type as there.
-        provenance: said of the recalibration in the file's metadata, beside what the checkpoint says there.
-        output: the file; it appears whole or not at all.
+        provenance: said of the recalibration in the output's metadata, beside what the checkpoint says there.
+        output: the file or folder, in the format that its name tells; it appears whole or not at all.
         overwrite: replace it if it exists.
         threads: number of workers.
 
@@ -78,23 +77,20 @@ def write_recalibrated(
     from swatool.averaging.stream import Target, stream
 
     # To leave everything out of the average is to copy it.
-    plan = make_plan([checkpoint], [[1.0]], Policies(exclude=("*",) if checkpoint.tensors else ()))
-    layout = _lay_out(checkpoint, provenance)
+    settings = LayoutSettings(exclude=("*",) if checkpoint.tensors else ())
+    plan = make_plan([checkpoint], [[1.0]], settings)
+    signed = {**own_metadata(checkpoint), "version": __version__, "recalibrated": provenance}
+    said = {**checkpoint.metadata, METADATA_KEY: json.dumps(signed)}
+    layout, _ = lay_out_average(plan, settings, output, checkpoint, said)
     with writing(layout, output, overwrite=overwrite) as pending:
         # Whether a value is finite is not asked of what is only copied.
         stream(plan, [Target(layout, pending.write)], device=torch.device("cpu"), threads=threads)
         for name, values in statistics.items():
-            pending.write(layout.offsets[name], _bytes(values))
+            place = layout.offsets.get(name)  # of a tie, some formats have one place only
+            pending.write(layout.offsets[plan.ties[name]] if place is None else place, _bytes(values))
         checkpoint.files.check_unchanged()
         pending.publish()
     return layout.size
-
-
-def _lay_out(checkpoint: Checkpoint, provenance: Mapping[str, object]) -> Layout:
-    tensors = [OutputTensor(name, one.dtype, one.shape) for name, one in checkpoint.tensors.items()]
-    signed = {**own_metadata(checkpoint), "version": __version__, "recalibrated": provenance}
-    metadata = {"format": "pt", **checkpoint.metadata, METADATA_KEY: json.dumps(signed)}
-    return lay_out(tensors, metadata)
 
 
 def own_metadata(checkpoint: Checkpoint) -> Mapping[str, object]:

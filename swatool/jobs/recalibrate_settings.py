@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from swatool.checkpoints.opening import Reading
 from swatool.data.options import DataOptions
 from swatool.errors import UsageError, printable
+from swatool.jobs.average_output import FILE_SUFFIXES
 from swatool.jobs.running import Running
 
 __all__ = ["RecalibrateSettings", "default_output"]
@@ -68,8 +69,11 @@ class RecalibrateSettings(Reading, DataOptions, Running):
 
 
 def default_output(checkpoint: str | os.PathLike[str]) -> str:
-    """Return the checkpoint's name with `-bn` before the extension of a safetensors file; no folder."""
-    stem = os.path.basename(os.path.normpath(checkpoint))
-    if not os.path.isdir(checkpoint):
-        stem, _ = os.path.splitext(stem)
-    return f"{stem}-bn.safetensors"
+    """Return the checkpoint's name with `-bn` before its extension; of a folder, a safetensors file's."""
+    name = os.path.basename(os.path.normpath(checkpoint))
+    if os.path.isdir(checkpoint):
+        return f"{name}-bn.safetensors"
+    suffix = next((one for one in FILE_SUFFIXES if name.endswith(one)), None)
+    if suffix is None:
+        return f"{os.path.splitext(name)[0]}-bn.safetensors"
+    return f"{name.removesuffix(suffix)}-bn{suffix}"

@@ -29,7 +29,12 @@ class Pending(Protocol):
 
 
 def check_output(
-    layout: Layout, path: str | os.PathLike[str], *, overwrite: bool, inputs: Collection[tuple[int, int]]
+    layout: Layout,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    inputs: Collection[tuple[int, int]],
+    room: bool = True,
 ) -> None:
     """Refuse a target that could not or should not be written, before the work of filling it.
 
@@ -38,13 +43,14 @@ def check_output(
         path: where it will be published.
         overwrite: whether what is there already may be replaced.
         inputs: device and inode of each file that is read.
+        room: whether it must have room now.
 
     Raises:
         UsageError: the target is or holds an input, is of the wrong kind, or exists without `overwrite`.
         OutputError: its folder is missing, cannot be written to, or lacks the room.
     """
     check = check_folder_target if layout.is_folder else check_target
-    check(path, overwrite=overwrite, inputs=inputs, nbytes=layout.size)
+    check(path, overwrite=overwrite, inputs=inputs, nbytes=layout.size if room else 0)
 
 
 def check_room_for_all(layouts: Mapping[str, Layout]) -> None:

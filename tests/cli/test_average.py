@@ -204,7 +204,7 @@ def test_json(files, output):
             for path, step, coefficient in zip(files, (9, 10), (0.25, 0.75), strict=True)
         ],
         "figures": {"effective": pytest.approx(1.6), "lag": 0.25, "lag_unit": "steps", "l1": 1.0},
-        "output": {"path": str(output), "bytes": output.stat().st_size, "files": {}},
+        "output": {"path": str(output), "bytes": output.stat().st_size, "files": {}, "format": "safetensors"},
         "tensors": {"averaged": 1, "copied": 1, "dropped": 0, "tied": 0, "differing": 0},
         "dtype": {"float32": 48},
         "device": "cpu",

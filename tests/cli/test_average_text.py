@@ -43,7 +43,7 @@ PLAN = [
     "method: ema, decay 0.5, debias False",
     "amounts to 1.6 checkpoints, 175 steps behind the last",
     "tensors: 2 averaged, 1 copied, 0 dropped, 1 tied",
-    "reads 6 MB, writes 2 MB to 'out.safetensors' on cpu with 2 threads",
+    "reads 6 MB, writes 2 MB to 'out.safetensors' (safetensors) on cpu with 2 threads",
 ]
 NAMES = ["averaged: 'w'", "averaged: 'b'", "copied: 'n'", "tied: 't'"]
 SUMMARY = [

@@ -80,8 +80,8 @@ def test_tells_what_will_be_and_was_done():
         "channel",
     ]
     assert lines[6].split()[:3] == ["1", "3", "40"]
-    assert lines[7].startswith("wrote 'swa-bn.safetensors': 1 layers recalibrated on 40 samples, ")
-    assert os.path.exists("swa-bn.safetensors")
+    assert lines[7].startswith("wrote 'swa-bn.pt': 1 layers recalibrated on 40 samples, ")
+    assert os.path.exists("swa-bn.pt")
 
 
 def test_json():
@@ -103,7 +103,7 @@ def test_dry_run():
     result = run("--dry-run", "-v")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == "layer: '1'"
-    assert not os.path.exists("swa-bn.safetensors")
+    assert not os.path.exists("swa-bn.pt")
 
 
 def test_numbers_before_and_after_and_the_warning():

@@ -151,7 +151,9 @@ def built(name="build"):
 
 def recalibrate(**options):
     options = {"model": "mine.py:build", "data": "mine.py:loader", **options}
-    return swatool.recalibrate_checkpoint(options.pop("checkpoint", "averaged.pt"), **options)
+    checkpoint = options.pop("checkpoint", "averaged.pt")
+    output = os.path.splitext(os.path.basename(checkpoint))[0] + "-bn.safetensors"
+    return swatool.recalibrate_checkpoint(checkpoint, **{"output": output, **options})
 
 
 STATISTICS = [f"{layer}.{name}" for layer in (1, 5, 9) for name in ("running_mean", "running_var")]
@@ -337,6 +339,31 @@ def test_the_input_may_be_anything_that_average_reads(work):
     assert (work / "nested-bn.safetensors").read_bytes() == (work / "averaged-bn.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("output", [None, "x.pth.tar", "folder/", "x.ckpt"])
+def test_the_output_has_the_format_that_its_name_tells(output):
+    recalibrate()
+    report = swatool.recalibrate_checkpoint(
+        "averaged.pt", output, model="mine.py:build", data="mine.py:loader"
+    )
+    expected = load_file("averaged-bn.safetensors")
+    if output == "folder/":
+        found = load_file("folder/model.safetensors")
+    else:
+        found = torch.load(report.output.path, weights_only=True)
+    assert report.output.path == output or (output is None and report.output.path == "averaged-bn.pt")
+    assert report.output.format == ("hf" if output == "folder/" else "pt")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("x.onnx", "a format that is not written"), ("averaged.pt/", "not a folder")]
+)
+def test_names_that_do_not_fit(output, said):
+    with pytest.raises(UsageError, match=said):
+        recalibrate(output=output)
+
+
 def test_a_module_under_two_names(work):
     (work / "shared.py").write_text(
         SOURCE
@@ -449,8 +476,9 @@ def test_what_is_refused_leaves_nothing_behind(work, options, error, said):
     ("checkpoint", "output"),
     [
         ("run/averaged.safetensors", "averaged-bn.safetensors"),
-        ("a.pt", "a-bn.safetensors"),
-        ("model.v1.ckpt", "model.v1-bn.safetensors"),
+        ("a.pt", "a-bn.pt"),
+        ("model.v1.ckpt", "model.v1-bn.ckpt"),
+        ("best.pth.tar", "best-bn.pth.tar"),
         ("plain", "plain-bn.safetensors"),
         ("run/checkpoint-1.5/", "checkpoint-1.5-bn.safetensors"),
     ],

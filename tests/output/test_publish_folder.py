@@ -20,8 +20,10 @@ from swatool.output.writing import check_output, writing
 
 NAME = "out"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-NEW = {SHARDS[0]: b"first", SHARDS[1]: b"second", "config.json": b"{}"}
-OLD = {"model.safetensors": b"old", "tokenizer.json": b"[]"}
+# What stands in the weights that swatool writes, and lets a folder of them be replaced.
+SIGNED = b" {swatool}"
+NEW = {SHARDS[0]: b"first" + SIGNED, SHARDS[1]: b"second" + SIGNED, "config.json": b"{}"}
+OLD = {"model.safetensors": b"old" + SIGNED, "tokenizer.json": b"[]"}
 
 
 @pytest.fixture(params=["renameat2", "plain"])
@@ -106,7 +108,7 @@ def test_a_bare_name_goes_to_the_working_folder(target, monkeypatch, name):
 def test_nothing_is_visible_before_it_is_published(target):
     layout = layout_of(NEW)
     with PendingFolder(target, layout.files) as pending:
-        pending.write(layout.files[1].begin, b"second")
+        pending.write(layout.files[1].begin, NEW[SHARDS[1]])
         (hidden,) = os.listdir(target.parent)
         assert hidden.startswith(f".{NAME}.swatool-")
         sizes = {entry.name: entry.stat().st_size for entry in (target.parent / hidden).iterdir()}
@@ -264,10 +266,30 @@ KEPT = [
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", REPLACED)
 def test_what_swatool_writes_is_replaced(target, name):
-    make(target, {name: b"old"})
+    make(target, {"model.safetensors": SIGNED, name: b"old" + SIGNED})
     check(target, overwrite=True)
     put(target, NEW, overwrite=True)
     assert contents(target) == NEW
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors": b"\x08\0\0\0\0\0\0\0{}      swatool"},
+        {".metadata": b"torch.distributed", "__0_0.distcp": b"swatool"},
+        {SHARDS[0]: SIGNED, SHARDS[1]: b"training"},
+        {"config.json": b"swatool"},
+        {"__0_0.distcp": b"swatool"},
+    ],
+)
+def test_a_checkpoint_that_swatool_has_not_written_is_never_replaced(target, files):
+    make(target, files)
+    with pytest.raises(UsageError, match="which may be the only one"):
+        check(target, overwrite=True)
+    with pytest.raises(UsageError, match="which may be the only one"):
+        put(target, NEW, overwrite=True)
+    assert contents(target) == files
 
 
 @pytest.mark.usefixtures("way")
@@ -297,13 +319,13 @@ def test_a_folder_with_a_folder_in_it_is_never_replaced(target, name):
 @pytest.mark.usefixtures("way")
 def test_links_in_the_old_folder_go_and_what_they_lead_to_stays(target, tmp_path):
     blob = tmp_path / "blob"
-    blob.write_bytes(b"blob")
+    blob.write_bytes(b"blob" + SIGNED)
     target.mkdir()
     (target / "model.safetensors").symlink_to(blob)
     (target / "config.json").symlink_to("nowhere")
     put(target, NEW, overwrite=True)
     assert contents(target) == NEW
-    assert blob.read_bytes() == b"blob"
+    assert blob.read_bytes() == b"blob" + SIGNED
 
 
 @pytest.mark.usefixtures("way")
@@ -406,7 +428,7 @@ def test_racing_threads_publish_exactly_once(target):
 
 @pytest.mark.usefixtures("way")
 def test_racing_threads_that_overwrite_leave_one_of_both_whole(target):
-    other = {"model.safetensors": b"other"}
+    other = {"model.safetensors": b"other" + SIGNED}
 
     def compete(files):
         barrier.wait()
@@ -538,7 +560,7 @@ def test_each_call_that_fails_leaves_nothing_but_the_old_folder(
                 failed = True
         reached = len(uses) > number
         # The new name is there before it is synced, and before the old folder is opened to be deleted.
-        named = (call, number) in (("fsync", 4), ("open", 10))
+        named = (call, number) in (("fsync", 4), ("open", 12))
         expected = NEW if named or not reached else OLD if overwrite else None
         entries = os.listdir(target.parent)
         assert [name for name in entries if name == NAME] == ([NAME] if expected else [])
@@ -573,7 +595,7 @@ def test_a_full_disk_shows_at_once_with_figures(target, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OutputError, match=r"; 13 bytes are needed and [\d,]+ are free"):
+    with pytest.raises(OutputError, match=r"; 33 bytes are needed and [\d,]+ are free"):
         put(target, NEW)
     assert os.listdir(target.parent) == []
 
@@ -606,7 +628,7 @@ def run(script, *arguments):
 
 KILLED_AT = """
     path, way, call = sys.argv[1:]
-    files = {"model-00001-of-00002.safetensors": b"first", "model-00002-of-00002.safetensors": b"second",
+    files = {"model-00001-of-00002.safetensors": b"first {swatool}", "model-00002-of-00002.safetensors": b"second {swatool}",
              "config.json": b"{}"}
     layout = together({name: one_file([Piece(0, data)], {}, len(data)) for name, data in files.items()})
     def unsupported(*_):
