@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel
 
 from swatool.checkpoints.opening import open_checkpoint
-from swatool.errors import CheckpointError, UsageError
+from swatool.errors import CheckpointError, OutputError, UsageError
 from swatool.jobs.average import average
 from swatool.jobs.average_output import FILE_SUFFIXES, OutputOptions, choose_format
 from swatool.output import open_files
@@ -336,3 +339,69 @@ def test_the_hub_loads_the_average(tmp_path):
     hub.load_torch_model(model, tmp_path / "out", strict=False)
     expected = {name.replace(".", "_"): t for name, t in load_shards(tmp_path / "out").items()}
     assert same(dict(model.named_buffers()), expected)
+
+
+def write_two(folder):
+    folder.mkdir()
+    for step in range(2):
+        torch.save({"w": torch.full((3,), float(step))}, folder / f"{step}.pt")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.tar", "x.npz", "x.safetensors.json", "x.gguf"])
+def test_names_of_other_formats_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="a format that is not written"):
+        average(write_two(tmp_path / "run"), tmp_path / name)
+
+
+def test_timm_s_name_is_a_torch_file(tmp_path):
+    report = average(write_two(tmp_path / "run"), tmp_path / "best.pth.tar")
+    assert report.output.format == "pt"
+    assert torch.load(tmp_path / "best.pth.tar", weights_only=True)["w"].tolist() == [0.5] * 3
+
+
+def test_nothing_is_written_into_a_folder_that_is_averaged(tmp_path):
+    for step in range(2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"w": torch.full((3,), float(step))}, folder / "model.safetensors")
+    folders = [tmp_path / f"checkpoint-{step}" for step in range(2)]
+    before = sorted(folders[0].iterdir())
+    for name in ("pytorch_model.bin", "new.safetensors", "inner/"):
+        with pytest.raises(UsageError, match="would lie inside of"):
+            average(folders, f"{folders[0]}/{name}")
+    assert sorted(folders[0].iterdir()) == before
+
+
+def test_a_dry_run_without_room_says_so_and_shows_the_plan(tmp_path, monkeypatch):
+    run = write_two(tmp_path / "run")
+    full = types.SimpleNamespace(f_bavail=0, f_frsize=4096, f_blocks=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    report = average(run, tmp_path / "out", dry_run=True)
+    assert report.estimate is not None
+    assert any("bytes are needed and 0 are free" in warning for warning in report.warnings)
+    with pytest.raises(OutputError, match="bytes are needed and 0 are free"):
+        average(run, tmp_path / "out")
+
+
+def test_what_a_likeness_loses_is_told(tmp_path):
+    for step in range(2):
+        state = {"state_dict": {"w": torch.full((3,), float(step))}, "epoch": step}
+        state["hyper_parameters"] = {"lr": 0.1, "heads": complex(4), "inner": {"x": {1, 2}}}
+        torch.save(state, tmp_path / f"{step}.ckpt")
+    report = average(tmp_path, tmp_path / "out.ckpt", like=str(tmp_path / "1.ckpt"))
+    (warning,) = [one for one in report.warnings if "no plain values" in one]
+    assert "'hyper_parameters.heads'" in warning
+    assert "'hyper_parameters.inner.x'" in warning
+    found = torch.load(tmp_path / "out.ckpt", weights_only=True)
+    assert found["hyper_parameters"] == {"lr": 0.1}
+    assert found["state_dict"]["w"].tolist() == [0.5] * 3
+
+
+def test_the_count_of_an_averaged_model_is_told_to_be_missing(tmp_path):
+    for step in range(2):
+        averaged = AveragedModel(torch.nn.Linear(2, 2))
+        averaged.update_parameters(torch.nn.Linear(2, 2))
+        torch.save(averaged.state_dict(), tmp_path / f"{step}.pt")
+    report = average(tmp_path, tmp_path / "out.pt", like=str(tmp_path / "1.pt"))
+    assert any("n_averaged of" in warning and "left out" in warning for warning in report.warnings)
