@@ -87,8 +87,8 @@ def average(
         typer.Option("--eval", help="'command {path}' or module:function that gives numbers of an average."),
     ] = None,
     keep: Annotated[
-        str, typer.Option("--keep", help="After --eval of a sweep: the best average, or all.")
-    ] = "best",
+        str | None, typer.Option("--keep", help="After --eval of a sweep: the best average, or all.")
+    ] = None,
     allow_duplicates: Annotated[
         bool,
         typer.Option("--allow-duplicates", help="Accept a file twice, and earlier outputs of swatool."),
@@ -200,14 +200,14 @@ def average(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    scoring = _scoring(evaluate, metric, mode)
+    scoring = _scoring(evaluate, metric, mode, keep)
     asked = AskedFor(
         checkpoints=checkpoints,
         output=output,
         settings=settings,
         axes=sweep or (),
         scoring=scoring,
-        keep=keep,
+        keep=keep or "best",
     )
     if saved_recipe is not None:
         check_recipe_target(saved_recipe, asked)
@@ -218,7 +218,7 @@ def average(
             sweep or (),
             settings=settings,
             scoring=scoring,
-            keep=keep,
+            keep=keep or "best",
             on_plan=lambda report: tell_plan(telling, report),
             on_progress=telling.progress,
             on_score=lambda one: tell_score(telling, one),
@@ -236,8 +236,10 @@ def average(
         telling.warnings(report.warnings, even_if_quiet=as_json and not quiet)
 
 
-def _scoring(evaluate: str | None, metric: str | None, mode: str | None) -> Scoring | None:
+def _scoring(evaluate: str | None, metric: str | None, mode: str | None, keep: str | None) -> Scoring | None:
     if evaluate is None:
+        if keep is not None:
+            raise UsageError("--keep says what is left after --eval: give that, too")
         return None
     if mode is None:
         raise UsageError("--eval needs --mode: whether max or min is the best")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
 from swatool.errors import MismatchError, UsageError, printable
@@ -77,6 +77,13 @@ def _in_name(path: str, metric: str) -> float | None:
     return float(found[-1]) if found else None
 
 
+class _Several:
+    """Stands for the value of a key under which a table has several."""
+
+
+Key = tuple[str, object]  # a column, and what stands in it
+
+
 class _Table:
     """A table's values of one metric, by whatever its rows call the checkpoints."""
 
@@ -84,15 +91,15 @@ class _Table:
         self._metric, self._where = metric, where
         columns = {name for row in rows for name in row}
         self._names = next((name for name in NAME_COLUMNS if name in columns), None)
-        self._step = next((name for name in STEP_FIELDS if name in columns), None)
-        if self._names is None and self._step is None:
+        self._steps = [name for name in STEP_FIELDS if name in columns]
+        if self._names is None and not self._steps:
             raise UsageError(
                 f"the table {where} does not say whose its rows are: it needs a column {NAME} or step"
             )
         if metric not in columns and "" not in columns:
             known = ", ".join(sorted(map(printable, columns))[:10])
             raise UsageError(f"the table {where} has no column {printable(metric)}; it has {known}")
-        self._found: dict[object, float] = {}
+        self._found: dict[Key, float | _Several] = {}
         for row in rows:
             self._add(row)
 
@@ -101,13 +108,15 @@ class _Table:
         if value is None:
             return
         number = self._number(value)
+        keys: list[Key] = [(name, self._number(row[name])) for name in self._steps if name in row]
         if self._names is not None and self._names in row:
-            key: object = os.path.basename(os.path.normpath(str(row[self._names])))
-        else:
-            key = self._number(row.get(self._step or "", ""))
-        if self._found.setdefault(key, number) != number and not math.isnan(number):
-            several = f"several values of {printable(self._metric)} for {_shown(key)}"
-            raise UsageError(f"the table {self._where} has {several}")
+            keys = [("", os.path.basename(os.path.normpath(str(row[self._names]))))]
+        if not keys:
+            raise UsageError(f"the table {self._where} has a row that says of no checkpoint whose it is")
+        for key in keys:
+            before = self._found.setdefault(key, number)
+            if isinstance(before, float) and before != number and not math.isnan(number):
+                self._found[key] = _Several()
 
     def _number(self, value: object) -> float:
         try:
@@ -123,13 +132,31 @@ class _Table:
         return [self._value(one) for one in dated]
 
     def _value(self, one: DatedCheckpoint) -> float | None:
+        several = ""
+        for key in self._keys(one):
+            value = self._found.get(key)
+            if isinstance(value, float):
+                return value
+            if value is not None:
+                several = several or _shown(key[1])
+        if several:
+            raise UsageError(
+                f"the table {self._where} has several values of {printable(self._metric)} for {several}"
+            )
+        return None
+
+    def _keys(self, one: DatedCheckpoint) -> Iterator[Key]:
+        """Yield what a row about this checkpoint may say of itself, the surest first."""
         name = os.path.basename(os.path.normpath(one.checkpoint.path))
-        keys: list[object] = [name, os.path.splitext(name)[0]]
-        if self._step is not None:
-            stored = one.checkpoint.fields.get(self._step)
-            keys.append(stored if stored is not None else one.step)  # 3 and 3.0 are one key
-        return next((self._found[key] for key in keys if key in self._found), None)
+        yield "", name
+        yield "", os.path.splitext(name)[0]
+        # Loggers count steps otherwise than checkpoints do, so what bears the same name comes first.
+        for field in self._steps:
+            if field in one.checkpoint.fields:
+                yield field, one.checkpoint.fields[field]  # 3 and 3.0 are one key
+        for field in self._steps:
+            yield field, one.step
 
 
 def _shown(key: object) -> str:
-    return f"{key:g}" if isinstance(key, float) else printable(key)
+    return f"{key:g}" if isinstance(key, int | float) else printable(key)

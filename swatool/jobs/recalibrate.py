@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from swatool.batchnorm.report import BatchNormReport, Progress
     from swatool.checkpoints.opening import Checkpoint
 
-__all__ = ["recalibrate_checkpoint"]
+__all__ = ["files_named_in", "recalibrate_checkpoint"]
 
 
 def recalibrate_checkpoint(
@@ -94,7 +94,7 @@ def recalibrate_checkpoint(
     with ExitStack() as stack:
         device = stack.enter_context(_torch_set_up(settings))
         opened = stack.enter_context(closing(open_checkpoint(checkpoint, settings)))
-        inputs = {*opened.files.keys, *_files_named_in(model, data, settings.forward, settings.evaluate)}
+        inputs = {*opened.files.keys, *files_named_in(model, data, settings.forward, settings.evaluate)}
         nbytes = sum(stored.nbytes for stored in opened.tensors.values())
         check_place(target, choose_format(target, OutputOptions()), settings.overwrite, inputs, nbytes)
         from swatool.batchnorm.ranks import ranks_from_environment
@@ -173,7 +173,7 @@ def _torch_set_up(settings: RecalibrateSettings) -> Iterator[torch.device]:
         torch.set_num_threads(threads)
 
 
-def _files_named_in(*specs: str | None) -> Iterator[tuple[int, int]]:
+def files_named_in(*specs: str | None) -> Iterator[tuple[int, int]]:
     """Yield device and inode of the files that the user names besides the checkpoint."""
     for spec in specs:
         for text in {spec or "", (spec or "").rpartition(":")[0], (spec or "").partition(":")[2]} - {""}:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from swatool.errors import CheckFailedError, UsageError, printable
-from swatool.jobs.evaluation import load_function
+from swatool.errors import CheckFailedError, printable
 from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import LAST, Check, Evaluation
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, ProductReport, RecipeReport
-from swatool.jobs.scoring import score
+from swatool.jobs.scoring import check_evaluation, score
 
 __all__ = ["Told", "evaluated", "find_evaluations"]
 
@@ -34,13 +32,8 @@ def find_evaluations(recipe: Recipe, *, import_code: bool) -> None:
         evaluation = recipe.evaluation(wanted)
         if evaluation is None:
             continue
-        command = evaluation.command
-        if "{path}" in command:
-            words = shlex.split(command)
-            if not words or shutil.which(words[0]) is None:
-                raise UsageError(f"evaluate {printable(command)}: there is no such program")
-        elif import_code:
-            load_function(command, "evaluate")
+        if import_code or "{path}" in evaluation.command:
+            check_evaluation(evaluation.command, "evaluate")
 
 
 def evaluated(recipe: Recipe, report: RecipeReport, told: Told) -> RecipeReport:

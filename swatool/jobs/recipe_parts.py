@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -84,7 +85,9 @@ class Check:
     def holds(self, value: float, reference: float, mode: str) -> bool:
         """Tell whether a value is good enough beside what it must not be worse than."""
         worse = reference - value if mode == "max" else value - reference
-        return worse <= self.by
+        # Numbers that people write with a few decimals differ by a little more or less than they say.
+        slack = 4 * sys.float_info.epsilon * max(abs(reference), abs(value))
+        return worse <= self.by + slack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from swatool.checkpoints.selection import expand
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.jobs.average import Request, average_all
-from swatool.jobs.recalibrate import recalibrate_checkpoint
+from swatool.jobs.recalibrate import files_named_in, recalibrate_checkpoint
 from swatool.jobs.recipe_evaluation import Told, evaluated, find_evaluations
 from swatool.jobs.recipe_model import Product, Recipe
 from swatool.jobs.recipe_reading import in_folder_of, read_recipe
@@ -75,7 +75,7 @@ def run_recipe(
     )
     told = on_part or _ignore
     with in_folder_of(path), _noting_what_was_written(recipe):
-        _check_targets(recipe)
+        _check_targets(recipe, os.path.basename(path))
         find_evaluations(recipe, import_code=not dry_run)
         report = _averaged(recipe, report, dry_run, on_plan or _ignore, on_progress or _ignore)
         if not dry_run:
@@ -91,8 +91,8 @@ def _ignore(_: object) -> None:
     pass
 
 
-def _check_targets(recipe: Recipe) -> None:
-    """Refuse outputs that cannot be written, before anything is read."""
+def _check_targets(recipe: Recipe, own: str) -> None:
+    """Refuse outputs that cannot be written, before anything is read; `own` is the recipe itself."""
     written = [path for one in recipe.products for path in one.files]
     written += [recipe.report] if recipe.report else []
     existing = [path for path in written if os.path.lexists(path) and not recipe.run.overwrite]
@@ -103,10 +103,25 @@ def _check_targets(recipe: Recipe) -> None:
             "what is there, or choose another path"
         )
     inputs = set(_files_of(expand(recipe.inputs)))
+    kept = {*_files_of([own]), *files_named_in(*_specs(recipe))}
+    for path in written:
+        if kept.intersection(_files_of([path])):
+            raise UsageError(f"{printable(path)} is the recipe, or what it names: choose another path")
     # Averages are checked when they are planned, and their sizes are known.
-    for path in [*(one.recalibrated for one in recipe.products), recipe.report]:
-        if path is not None:
-            check_target(path, overwrite=recipe.run.overwrite, inputs=inputs, nbytes=0)
+    for other in [*(one.recalibrated for one in recipe.products), recipe.report]:
+        if other is not None:
+            check_target(other, overwrite=recipe.run.overwrite, inputs=inputs, nbytes=0)
+
+
+def _specs(recipe: Recipe) -> Iterator[str | None]:
+    """Yield what a recipe names that may be a file, besides its inputs."""
+    yield recipe.select.metrics
+    for wanted in recipe.wanted:
+        if wanted.recalibrate is not None:
+            yield from (wanted.recalibrate.model, wanted.recalibrate.data)
+        evaluation = recipe.evaluation(wanted)
+        if evaluation is not None:
+            yield from (evaluation.command, *evaluation.command.split())
 
 
 def _files_of(checkpoints: Iterable[str]) -> Iterator[tuple[int, int]]:

@@ -6,8 +6,11 @@ import json
 import math
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +18,13 @@ from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.evaluation import as_numbers, load_function
 from swatool.user_code import describe_failure, names_code
 
-__all__ = ["Scoring", "score"]
+__all__ = ["Scoring", "check_evaluation", "score"]
 
 PLACE = "{path}"
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w|\.\w)")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?!\w|\.\w)", re.IGNORECASE
+)
+MOST_OBJECTS = 10_000  # braces at which an object is looked for
 SHOWN_LINES = 3
 
 
@@ -49,6 +55,20 @@ class Scoring:
     def better(self, one: float, other: float) -> bool:
         """Tell whether one value is better than the other."""
         return one > other if self.mode == "max" else one < other
+
+
+def check_evaluation(evaluate: str, option: str = "--eval") -> None:
+    """Refuse an evaluation that cannot be run, before the work that it is to judge.
+
+    Raises:
+        UsageError: there is no such program, or no such function.
+    """
+    if PLACE not in evaluate:
+        load_function(evaluate, option)
+        return
+    words = shlex.split(evaluate)
+    if not words or shutil.which(words[0]) is None:
+        raise UsageError(f"{option} {printable(evaluate)}: there is no such program")
 
 
 def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
@@ -97,33 +117,49 @@ def _of_command(path: str, command: str) -> Mapping[str, float]:
 
 
 def _said(text: str, given: str) -> Mapping[str, float]:
-    """Read the JSON object in the last line, or of the whole text, or else the last number."""
-    lines = text.strip().splitlines() or [""]
-    for candidate in (lines[-1], text):
-        try:
-            found = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            numbers = {
-                str(name): float(value)
-                for name, value in found.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
-            if numbers:
-                return numbers
+    """Read the last JSON object with numbers in it or, if there is none, the last number."""
+    numbers = _last_object(text)
+    if numbers:
+        return numbers
     last = NUMBER.findall(text)
     if not last:
-        shown = printable("\n".join(lines[-SHOWN_LINES:]))
+        shown = printable("\n".join(text.strip().splitlines()[-SHOWN_LINES:]))
         raise CheckFailedError(f"{given} printed no number on stdout, but {shown}")
     return {"": float(last[-1])}
+
+
+def _last_object(text: str) -> dict[str, float]:
+    """Return the numbers of the last JSON object that has any, wherever it stands among other lines."""
+    decoder = json.JSONDecoder()
+    found: dict[str, float] = {}
+    position = text.find("{")
+    for _ in range(MOST_OBJECTS):
+        if position < 0:
+            break
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            position += 1
+        else:
+            found = _numbers_of(value) or found
+        position = text.find("{", position)
+    return found
+
+
+def _numbers_of(value: Mapping[object, object]) -> dict[str, float]:
+    return {
+        str(name): float(one)
+        for name, one in value.items()
+        if isinstance(one, int | float) and not isinstance(one, bool)
+    }
 
 
 def _of_function(path: str, spec: str) -> Mapping[str, float]:
     function = load_function(spec, "--eval")
     given = f"--eval {printable(spec)}"
     try:
-        found = function(path)
+        with redirect_stdout(sys.stderr):  # stdout is for the report
+            found = function(path)
     except (Exception, SystemExit) as error:
         raise CheckFailedError(
             f"{given} failed on {printable(path)}: {describe_failure(error)}; -v shows where"

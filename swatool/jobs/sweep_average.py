@@ -11,7 +11,7 @@ from swatool.averaging.scheme_choice import scheme_options
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
-from swatool.jobs.scoring import Scoring, score
+from swatool.jobs.scoring import Scoring, check_evaluation, score
 from swatool.jobs.sweeps import Variant, fill, sweep
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
@@ -62,6 +62,8 @@ def average_sweep(
     """
     if keep not in KEEPS:
         raise UsageError(f"--keep must be one of {', '.join(KEEPS)}, not {printable(keep)}")
+    if scoring is not None and not settings.dry_run:
+        check_evaluation(scoring.evaluate)
     variants, requests = _requests(os.fspath(output), axes, settings)
 
     def told(reports: Sequence[Report]) -> SweepReport:

@@ -18,7 +18,10 @@ T = TypeVar("T")
 MOST_VARIANTS = 256
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 AXIS = re.compile(r"([a-z][a-z0-9-]*)=(.+)")
-VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*|-[0-9.][0-9.eE+-]*")
+VALUE = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+-]*|-[0-9.][0-9.eE+-]*")
+
+KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+BOOLS = {"true": True, "false": False}
 
 Variant = Mapping[str, str]
 
@@ -45,9 +48,13 @@ def sweep(settings: T, axes: Sequence[str], allowed: Sequence[str]) -> list[tupl
     if count > MOST_VARIANTS:
         raise UsageError(f"--sweep gives {count:,} averages, more than {MOST_VARIANTS}: give fewer values")
     found: list[tuple[Variant, T]] = []
+    seen: list[dict[str, object]] = []
     for combination in itertools.product(*(values for _, values in parsed)):
         variant = dict(zip(names, combination, strict=True))
         typed = {_field(name): _typed(settings, name, text) for name, text in variant.items()}
+        if typed in seen:
+            raise UsageError("--sweep has a value twice: each average needs values of its own")
+        seen.append(typed)
         found.append((variant, dataclasses.replace(settings, **typed)))  # type: ignore[type-var]
     return found
 
@@ -99,15 +106,17 @@ def _typed(settings: object, name: str, text: str) -> object:
     wanted = typing.get_type_hints(type(settings))[_field(name)]
     choices = [one for one in typing.get_args(wanted) or (wanted,) if one is not type(None)]
     for kind in choices:
+        if kind is bool and text not in BOOLS:
+            continue
+        if kind is bool:
+            return BOOLS[text]
         if kind is str:
             return text
         try:
             return kind(text)
         except (TypeError, ValueError):
             continue
-    kinds = " or ".join(
-        {int: "a whole number", float: "a number"}.get(kind, kind.__name__) for kind in choices
-    )
+    kinds = " or ".join(KINDS.get(kind, kind.__name__) for kind in choices)
     raise UsageError(f"--sweep {name} must be {kinds}, not {printable(text)}")
 
 

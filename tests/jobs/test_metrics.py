@@ -52,6 +52,16 @@ def test_a_step_that_is_stored_under_the_column_s_name_counts_before_the_run_s_s
     assert metric_values(run, "acc", tmp_path / "m.csv") == (0.5, 0.75)
 
 
+def test_a_logger_s_table_that_counts_steps_otherwise(tmp_path):
+    rows = ["epoch,step,train_loss,val_loss"]
+    for epoch in range(3):
+        rows += [f"{epoch},{epoch * 10 + 4},{9 - epoch},", f"{epoch},{epoch * 10 + 9},,{epoch / 4}"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    fields = [{"epoch": epoch, "global_step": 10 * (epoch + 1)} for epoch in range(3)]
+    run = dated("a.ckpt", "b.ckpt", "c.ckpt", fields=fields, steps=[10, 20, 30])
+    assert metric_values(run, "val_loss", tmp_path / "metrics.csv") == (0.0, 0.25, 0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -100,7 +110,7 @@ def test_all_checkpoints_without_a_number_are_named():
         ("m.csv", "step,acc\nlate,1\n", UsageError, "has 'late' where a number"),
         ("m.csv", "step,acc\n100,1\n200,nan\n", MismatchError, "not known of every checkpoint"),
         ("m.csv", "step,acc\n,1\n", UsageError, "does not say whose"),
-        ("m.csv", "step,acc\n1,1\n,1\n", UsageError, "has '' where a number"),
+        ("m.csv", "step,acc\n1,1\n,1\n", UsageError, "says of no checkpoint whose"),
         ("m.json", "[1]", UsageError, "a row that is no object"),
         ("m.json", "1", UsageError, "neither a list"),
         ("m.json", '[{"step": 1, "step": 2, "acc": 1}]', UsageError, "stands twice"),

@@ -160,7 +160,7 @@ report: report.json
         *([EvaluationReport] * 5),
         *([CheckReport] * 2),
     ]
-    assert capsys.readouterr().out.count("scoring") == 5
+    assert capsys.readouterr().err.count("scoring") == 5
     swatool.recalibrate_checkpoint(
         "swa.safetensors", "bn2.safetensors", model="mine.py:build", data="mine.py:data", mode="exact"
     )
@@ -374,3 +374,19 @@ def test_an_infinite_value_is_null_in_the_report():
     evaluation = EvaluationReport("a", float("inf"), {"x": float("nan")})
     report = RecipeReport("0", "run", False, "r", (), {}, (), references=(evaluation,))
     assert report.as_json()["references"] == [{"path": "a", "value": None, "metrics": {"x": None}}]
+
+
+@pytest.mark.parametrize("name", ["r.yaml", "score.py"])
+def test_neither_the_recipe_nor_what_it_names_is_written_over(tmp_path, name):
+    for step in range(2):
+        torch.save({"w": torch.ones(2) * step}, tmp_path / f"{step}.safetensors")
+    (tmp_path / "score.py").write_text("def score(path):\n    return 1.0\n")
+    text = (
+        "inputs: '*.safetensors'\nrun: {overwrite: true}\nevaluate: {command: 'score.py:score', mode: max}\n"
+        f"outputs: {{path: out.pt}}\nreport: {name}\n"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError, match="is the recipe, or what it names"):
+        run_recipe(tmp_path / "r.yaml")
+    assert (tmp_path / "r.yaml").read_text() == text
+    assert not (tmp_path / "out.pt").exists()

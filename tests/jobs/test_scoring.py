@@ -1,9 +1,10 @@
+import math
 import sys
 
 import pytest
 
 from swatool.errors import CheckFailedError, UsageError
-from swatool.jobs.scoring import Scoring, score
+from swatool.jobs.scoring import Scoring, check_evaluation, score
 
 
 @pytest.fixture
@@ -27,6 +28,10 @@ def printing(tmp_path, monkeypatch):
         ('epoch 3 of 10\n{"acc": 0.5, "loss": 2}', "acc", 0.5, {"acc": 0.5, "loss": 2.0}),
         ('{"acc": 0.5, "name": "x", "ok": true}', None, 0.5, {"acc": 0.5}),
         ('{\n"acc": 0.5\n}\n', None, 0.5, {"acc": 0.5}),
+        ('evaluating\n{\n"acc": 0.5,\n"loss": 2\n}\n', "acc", 0.5, {"acc": 0.5, "loss": 2.0}),
+        ('{"acc": 0.5}\nelapsed 3.2 s', "acc", 0.5, {"acc": 0.5}),
+        ('{"acc": 0.1}\n{"acc": 0.5}\n{"name": "x"}', "acc", 0.5, {"acc": 0.5}),
+        ("loss -inf", None, -math.inf, {"value": -math.inf}),
     ],
 )
 def test_what_a_command_prints(printing, text, metric, value, found):
@@ -38,7 +43,10 @@ def test_what_a_command_prints(printing, text, metric, value, found):
     [
         ("fine", None, "printed no number on stdout, but 'fine'"),
         ("", None, "printed no number"),
-        ("nan v2 3x 1.2.3", None, "printed no number"),
+        ("nano v2 3x 1.2.3", None, "printed no number"),
+        ("accuracy on 600 images: nan", None, "gives NaN for 'a.pt'"),
+        ('{"acc": 0.5}\n3.2', "loss", "gives no 'loss'"),
+        ("{" * 100_000, None, "printed no number"),
         ('{"a": 1, "b": 2}', None, "gives 'a', 'b' of 'a.pt': say with --metric"),
         ('{"a": 1, "b": 2}', "c", "gives no 'c' of 'a.pt'"),
         ('{"a": NaN}', None, "gives NaN for 'a.pt'"),
@@ -148,3 +156,27 @@ def test_better():
     assert Scoring(evaluate="m:f", mode="max").better(2, 1)
     assert Scoring(evaluate="m:f", mode="min").better(1, 2)
     assert not Scoring(evaluate="m:f", mode="min").better(1, 1)
+
+
+@pytest.mark.usefixtures("module")
+def test_what_a_function_prints_is_no_report(capsys):
+    with open("mine.py", "a") as file:
+        file.write("def chatty(path):\n    print('hello')\n    return 1.0\n")
+    assert score("a.pt", Scoring(evaluate="mine.py:chatty", mode="max"))[0] == 1.0
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("", "hello\n")
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("evaluate", "said"), [("mine.py:absent", "absent"), ("/no/such {path}", "no such program")]
+)
+def test_an_evaluation_that_is_not_there_is_found_before(evaluate, said):
+    with pytest.raises(UsageError, match=said):
+        check_evaluation(evaluate)
+
+
+@pytest.mark.usefixtures("module")
+def test_an_evaluation_that_is_there():
+    check_evaluation("mine.py:number")
+    check_evaluation(f"{sys.executable} -c 1 {{path}}")

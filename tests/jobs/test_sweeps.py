@@ -12,6 +12,7 @@ class Settings:
     decay: float | None = None
     sigma_rel: float | None = None
     method: str = "swa"
+    flag: bool | None = None
     other: int = 0
 
 
@@ -36,13 +37,22 @@ def test_names_and_hyphens():
     assert fill("{{x}}-{sigma-rel}-{method}", [v for v, _ in found])[0] == "{x}-0.05-swa"
 
 
+def test_flags_and_leading_points():
+    found = sweep(Settings(), ["flag=true,false", "decay=.5"], (*ALLOWED, "flag"))
+    assert [one.flag for _, one in found] == [True, False]
+    assert found[0][1].decay == 0.5
+
+
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
+        (["last=2,02"], "a value twice"),
+        (["decay=0.5,.5"], "a value twice"),
+        (["flag=yes"], "flag must be true or false"),
         (["last"], "--sweep must be name=value"),
         (["last="], "--sweep must be name=value"),
         (["=3"], "--sweep must be name=value"),
-        (["other=3"], "other cannot be swept; what can is last, decay, sigma-rel, method"),
+        (["other=3"], "other cannot be swept; what can is last, decay, sigma-rel, method, flag"),
         (["last=2,x"], "last must be a whole number, not 'x'"),
         (["last=2.5"], "last must be a whole number"),
         (["last=2,"], "the value ''"),
@@ -54,7 +64,7 @@ def test_names_and_hyphens():
 )
 def test_what_cannot_be_swept(axes, said):
     with pytest.raises(UsageError, match=said):
-        sweep(Settings(), axes, ALLOWED)
+        sweep(Settings(), axes, (*ALLOWED, "flag"))
 
 
 @pytest.mark.parametrize(

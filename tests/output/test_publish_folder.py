@@ -628,8 +628,11 @@ def run(script, *arguments):
 
 KILLED_AT = """
     path, way, call = sys.argv[1:]
-    files = {"model-00001-of-00002.safetensors": b"first {swatool}", "model-00002-of-00002.safetensors": b"second {swatool}",
-             "config.json": b"{}"}
+    files = {
+        "model-00001-of-00002.safetensors": b"first {swatool}",
+        "model-00002-of-00002.safetensors": b"second {swatool}",
+        "config.json": b"{}",
+    }
     layout = together({name: one_file([Piece(0, data)], {}, len(data)) for name, data in files.items()})
     def unsupported(*_):
         raise OSError(22, "no")
