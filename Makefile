@@ -4,6 +4,7 @@ PYTHON3 ?= python3
 # The release that is tested. The package itself accepts newer ones.
 TORCH ?= torch==2.13.0
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 TEST_ARGS ?=
 
 VENV := .venv
@@ -17,7 +18,7 @@ RECALIBRATE = $(SWATOOL) recalibrate-bn --model $(DIGITS)/model.py:build --data 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-without-numpy lint check bench format clean
+.PHONY: help demo test test-without-numpy lint check bench fuzz format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -55,6 +56,9 @@ bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
 	for part in run batchnorm swa_utils formats inspect_diff large_plan sweep; do \
 		$(PYTHON) tests/bench/$$part.py $(BENCH_ARGS) || exit 1; \
 	done
+
+fuzz: $(READY) ## Read damaged files of every format; FUZZ_COUNT=200000 of each takes an hour
+	PYTHONPATH=tests $(PYTHON) -m hostile.fuzz $(FUZZ_ARGS)
 
 format: $(READY) ## Format the code and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from swatool.averaging.plan import Plan, PlannedTensor, Treatment
 from swatool.checkpoints.opening import Checkpoint
-from swatool.tensors import Source, StoredTensor, c_strides, rows_interleave
+from swatool.tensors import Box, Source, StoredTensor, c_strides, rows_interleave
 
 __all__ = ["Block", "Place", "Read", "Segment", "block_elements", "cut", "reads"]
 
@@ -60,12 +60,15 @@ class Block:
         segments: what they are; a tensor that is gathered in some checkpoint is alone, and a box of it.
         count: number of elements.
         places: where they go, one after the other; a single one where the tensors are neighbours.
+        as_stored: whether the elements stay in the order that all checkpoints have them in, box by box, until
+            the result is put in C order.
     """
 
     treatment: Treatment
     segments: tuple[Segment, ...]
     count: int
     places: tuple[Place, ...]
+    as_stored: bool = False
 
     def split(self, values: V) -> Iterator[tuple[Segment, V]]:
         """Divide something of the block's length, or a whole multiple of it, among the segments."""
@@ -84,7 +87,7 @@ class Read(NamedTuple):
     pieces: tuple[tuple[int, bool], ...]
 
 
-def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block]:
+def cut(plan: Plan, offsets: Mapping[str, int], elements: int, *, as_stored: bool = False) -> Iterator[Block]:
     """Yield blocks of at most `elements` elements, in the order of the output.
 
     Only a tensor that is stored transposed, so that its rows interleave, is taken whole, whatever its size.
@@ -94,6 +97,7 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
         plan: what is to be computed.
         offsets: position of each tensor in the output, in its order.
         elements: size of a block.
+        as_stored: whether what all checkpoints have in the same order out of C order may stay in it.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     gathered = {name for c in plan.checkpoints for name, t in c.tensors.items() if t.is_gathered}
@@ -109,7 +113,7 @@ def cut(plan: Plan, offsets: Mapping[str, int], elements: int) -> Iterator[Block
             yield from _cut_run(run, elements)
             run = []
         if name in gathered:
-            yield from _gathered_blocks(plan, tensor, offset, elements)
+            yield from _gathered_blocks(plan, tensor, offset, elements, as_stored)
         else:
             run.append((tensor, offset))
             end = offset + tensor.numel * tensor.treatment.dtype.itemsize
@@ -140,7 +144,9 @@ def _cut_run(run: Sequence[tuple[PlannedTensor, int]], elements: int) -> Iterato
         yield Block(segments[0].tensor.treatment, tuple(segments), filled, tuple(places))
 
 
-def _gathered_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: int) -> Iterator[Block]:
+def _gathered_blocks(
+    plan: Plan, tensor: PlannedTensor, offset: int, elements: int, as_stored: bool
+) -> Iterator[Block]:
     """Cut into boxes: whole slices along one dimension, at one place along those before it.
 
     That is the first dimension whose slices fit a block; or the first of all, for bytes that are not in C
@@ -153,18 +159,36 @@ def _gathered_blocks(plan: Plan, tensor: PlannedTensor, offset: int, elements: i
     dimension = 0 if spans else next(d for d, step in enumerate(steps) if step <= elements)
     slices, one_slice = shape[dimension], steps[dimension]
     most = slices if any(map(rows_interleave, stored)) else max(1, elements // max((one_slice, *spans)))
+    as_stored = as_stored and _are_alike(stored)
     for outer in range(tensor.numel // (slices * one_slice)):
         for first in range(0, slices, most):
             start = (outer * slices + first) * one_slice
             count = (min(first + most, slices) - first) * one_slice
             place = Place(count, offset + start * itemsize)
-            yield Block(tensor.treatment, (Segment(tensor, start, count),), count, (place,))
+            yield Block(tensor.treatment, (Segment(tensor, start, count),), count, (place,), as_stored)
 
 
 def _out_of_order(stored: StoredTensor) -> list[tuple[int, ...]]:
     """Return the strides of what is not stored in C order."""
     every = [box.strides for box in stored.boxes or ()] + [stored.strides]
     return [strides for strides in every if strides is not None]
+
+
+def _are_alike(stored: Sequence[StoredTensor]) -> bool:
+    """Tell whether checkpoints hold a tensor's elements in the same order, with nothing between them."""
+    shape, strides, boxes = stored[0].shape, stored[0].strides, stored[0].boxes
+    if any(one.strides != strides or one.boxes != boxes for one in stored[1:]):
+        return False
+    return all(_is_dense(box.lengths, box.strides) for box in boxes or (Box((), shape, strides),))
+
+
+def _is_dense(lengths: Sequence[int], strides: Sequence[int] | None) -> bool:
+    step = 1
+    for stride, length in sorted(zip(strides or c_strides(lengths), lengths, strict=True)):
+        if length > 1 and stride != step:
+            return False
+        step *= length
+    return True
 
 
 def reads(segments: Sequence[Segment], checkpoint: Checkpoint) -> list[Read]:

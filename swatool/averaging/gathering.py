@@ -6,6 +6,7 @@ one tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from swatool.averaging.blocks import Block
 from swatool.tensors import Box, Extent, StoredTensor, c_strides
 
 __all__ = ["Window", "block_shape", "windows"]
+
+KNOWN = 256  # blocks of the same place in the same boxes, in other tensors and checkpoints
 
 
 class Window(NamedTuple):
@@ -40,9 +43,30 @@ class Window(NamedTuple):
 def windows(block: Block, stored: StoredTensor) -> Iterator[Window]:
     """Yield where a block's elements lie in a checkpoint that stores them out of order or in boxes."""
     (segment,) = block.segments
-    wanted = Box(*_box(stored.shape, segment.start, segment.length))
-    whole = Box((0,) * len(stored.shape), stored.shape, stored.strides)
-    for box, extent in zip(stored.boxes or (whole,), stored.extents, strict=True):
+    boxes = stored.boxes or (Box((0,) * len(stored.shape), stored.shape, stored.strides),)
+    itemsize = stored.dtype.itemsize
+    for part in _parts(boxes, stored.shape, segment.start, segment.length):
+        source, begin, _ = stored.extents[part.box]
+        span = Extent(source, begin + part.skipped * itemsize, part.touched * itemsize)
+        yield Window(span, part.strides, part.begin, part.shape)
+
+
+class _Part(NamedTuple):
+    """What is the same for a block's window in all checkpoints of the same boxes, in elements."""
+
+    box: int
+    skipped: int
+    touched: int
+    strides: tuple[int, ...]
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@functools.lru_cache(KNOWN)
+def _parts(boxes: tuple[Box, ...], whole: tuple[int, ...], start: int, length: int) -> tuple[_Part, ...]:
+    wanted = Box(*_box(whole, start, length))
+    found = []
+    for index, box in enumerate(boxes):
         # Along each dimension, from where to where the two overlap.
         begin = tuple(map(max, box.offsets, wanted.offsets))
         shape = tuple(map(_overlap, begin, box.offsets, box.lengths, wanted.offsets, wanted.lengths))
@@ -51,9 +75,9 @@ def windows(block: Block, stored: StoredTensor) -> Iterator[Window]:
         strides = box.strides or c_strides(box.lengths)
         skipped = sum((b - o) * s for b, o, s in zip(begin, box.offsets, strides, strict=True))
         touched = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        itemsize = stored.dtype.itemsize
-        span = Extent(extent.source, extent.offset + skipped * itemsize, touched * itemsize)
-        yield Window(span, strides, tuple(b - o for b, o in zip(begin, wanted.offsets, strict=True)), shape)
+        inside = tuple(b - o for b, o in zip(begin, wanted.offsets, strict=True))
+        found.append(_Part(index, skipped, touched, strides, inside, shape))
+    return tuple(found)
 
 
 def _overlap(begin: int, first: int, length: int, other_first: int, other_length: int) -> int:

@@ -22,6 +22,7 @@ from swatool.averaging.plan import Action, Input, Treatment
 __all__ = ["CopyReducer", "Group", "LinearReducer", "Reducer", "Signal"]
 
 TILE = 64 * 1024  # elements that are widened at a time
+SHARED_TILE = 32 * 1024  # numbers that are added to the sums of several outputs while they are in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,9 @@ class LinearReducer:
         reals = kernels.real_view(values)
         runs = self._runs(group, seen)
         if reals.dtype is self._wide:
-            return (Tile(values, None, _additions(runs, reals, self._sums)),)
+            length = SHARED_TILE if len(self._sums) > 1 else reals.shape[1]
+            whole = zip(_split(reals, length), _split(self._sums, length), strict=True)
+            return tuple(Tile(part, None, _additions(runs, part, sums)) for part, sums in whole)
         scalars = TILE * reals.shape[1] // values.shape[1]
         parts = zip(_split(values, TILE), _split(self._sums, scalars), strict=True)
         return tuple(self._widening_tile(part, sums, runs) for part, sums in parts)

@@ -134,7 +134,7 @@ def stream(
     samples_every = max(1, total // (elements * SIGNAL_SAMPLES))
     job = _Job(plan, tuple(targets), shifts, ties, device, elements, samples_every, allow_nonfinite)
     workers = [_Worker(job) for _ in range(threads)]
-    run_blocks(cut(plan, offsets, elements), workers, device, progress)
+    run_blocks(cut(plan, offsets, elements, as_stored=True), workers, device, progress)
     results = tuple(StreamResult() for _ in targets)
     for index, result in enumerate(results):
         for worker in workers:
@@ -215,7 +215,7 @@ class _Worker:
             self._copies[key] = reducer
         self._reduce(block, reducer)
         for output in range(len(self.results)):
-            self._put(output, block, bytes_of(reducer.finish(output)))
+            self._put(output, block, reducer.finish(output))
 
     def _reduce(self, block: Block, reducer: Reducer) -> None:
         reducer.start(block)
@@ -226,15 +226,14 @@ class _Worker:
             group.rows.upload()
             reducer.add(turn)
 
-    def _on_host(self, result: Tensor) -> memoryview:
+    def _on_host(self, result: Tensor) -> Tensor:
         if result.device.type == "cpu":
-            return bytes_of(result)
-        host = self._memory.take_on_host("output", len(result))
-        host.copy_(result)
-        return bytes_of(host)
+            return result
+        return self._memory.take_on_host("output", len(result)).copy_(result)
 
-    def _put(self, output: int, block: Block, data: memoryview) -> None:
+    def _put(self, output: int, block: Block, on_host: Tensor) -> None:
         """Write a block's bytes to their places in one output, under every name that shares them."""
+        data = bytes_of(self._reader.in_c_order(block, on_host))
         write, result = self._job.targets[output].write, self.results[output]
         itemsize = block.treatment.dtype.itemsize
         position = 0

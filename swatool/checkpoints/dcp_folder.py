@@ -105,4 +105,6 @@ class _Tensors:
                     f"its part at {list(chunk.offsets)} is stored nowhere: {metadata.where} is damaged"
                 )
             tiles.append(Tile(chunk, self._items.locate(item, (leaf.dtype, chunk.lengths))))
-        return joined(leaf.dtype, leaf.shape, tiles) if tiles else StoredTensor(leaf.dtype, leaf.shape, ())
+        if not tiles:
+            return StoredTensor(leaf.dtype, leaf.shape, ())
+        return joined(leaf.dtype, leaf.shape, tiles, metadata.where)

@@ -86,6 +86,7 @@ class ItemReader:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._names = frozenset(folder.names)
+        self._opened: dict[str, Source] = {}
         # By the item's length, and what it should hold.
         self._known: dict[tuple[int, Hashable], Alike | None] = {}
 
@@ -115,7 +116,9 @@ class ItemReader:
                 f"{printable(self._folder.path)} is incomplete: {printable(item.file)}, which its .metadata "
                 "names, is not in it; copy the whole folder"
             )
-        whole = self._folder.open(item.file)
+        whole = self._opened.get(item.file)
+        if whole is None:
+            whole = self._opened[item.file] = self._folder.open(item.file)
         if item.offset + item.nbytes > whole.size:
             raise CheckpointError(
                 f"{printable(whole.path)} is truncated or damaged: a part should end at byte "

@@ -103,4 +103,4 @@ def _tensor(name: str, tiles: Sequence[Tile], where: str) -> StoredTensor:
         raise CheckpointError(
             f"tensor {printable(name)} of {where} {fault}: a file is missing or not of this checkpoint"
         )
-    return joined(dtype, shape, held) if held else StoredTensor(dtype, shape, ())
+    return joined(dtype, shape, held, where) if held else StoredTensor(dtype, shape, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +29,7 @@ def fault_of(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> str:
     """Say what is wrong with parts, none of them empty, that should tile a tensor; empty if nothing is."""
     volume = 0
     for offsets, lengths in chunks:
-        if any(o + n > whole for o, n, whole in zip(offsets, lengths, shape, strict=True)):
+        if any(map(operator.gt, map(operator.add, offsets, lengths), shape)):
             return "has a part that reaches beyond its shape"
         volume += math.prod(lengths)
     whole_volume = math.prod(shape)
@@ -43,17 +44,19 @@ def fault_of(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> str:
     # Boxes sum up to the whole, point by point, if and only if their signed corners do: those are the mixed
     # differences of their indicator functions. That is linear in the parts, which comparing pairs is not.
     corners: Counter[tuple[int, ...]] = Counter()
+    signs = [(-1) ** sum(ends) for ends in itertools.product((0, 1), repeat=len(sharded))]
     for chunk in chunks:
-        _add_corners(corners, chunk, sharded, 1)
-    _add_corners(corners, Chunk((0,) * len(shape), shape), sharded, -1)
+        _add_corners(corners, chunk, sharded, signs)
+    _add_corners(corners, Chunk((0,) * len(shape), shape), sharded, [-sign for sign in signs])
     return "has parts that overlap and leave holes" if any(corners.values()) else ""
 
 
-def _add_corners(corners: Counter[tuple[int, ...]], box: Chunk, dimensions: Sequence[int], sign: int) -> None:
+def _add_corners(
+    corners: Counter[tuple[int, ...]], box: Chunk, dimensions: Sequence[int], signs: Sequence[int]
+) -> None:
     ranges = [(box.offsets[d], box.offsets[d] + box.lengths[d]) for d in dimensions]
-    for ends in itertools.product((0, 1), repeat=len(ranges)):
-        point = tuple(pair[end] for pair, end in zip(ranges, ends, strict=True))
-        corners[point] += sign * (-1) ** sum(ends)
+    for point, sign in zip(itertools.product(*ranges), signs, strict=True):
+        corners[point] += sign
 
 
 def cut_dimensions(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> list[int]:
@@ -61,8 +64,8 @@ def cut_dimensions(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> list[int]
     return [d for d, n in enumerate(shape) if any(chunk.lengths[d] != n for chunk in chunks)]
 
 
-def joined(dtype: DType, shape: tuple[int, ...], tiles: Sequence[Tile]) -> StoredTensor:
-    """Return the tensor that these parts tile.
+def joined(dtype: DType, shape: tuple[int, ...], tiles: Sequence[Tile], where: str) -> StoredTensor:
+    """Return the tensor that these parts, of a folder that messages call `where`, tile.
 
     Raises:
         CheckpointError: a part holds another type or shape than it should.
@@ -71,7 +74,7 @@ def joined(dtype: DType, shape: tuple[int, ...], tiles: Sequence[Tile]) -> Store
         if stored.dtype is not dtype or stored.shape != chunk.lengths:
             raise CheckpointError(
                 f"its part at {list(chunk.offsets)} is {stored.dtype.name} {list(stored.shape)} in the file "
-                f"and should be {dtype.name} {list(chunk.lengths)}: the folder is damaged"
+                f"and should be {dtype.name} {list(chunk.lengths)}: {where} is damaged"
             )
     tiles = sorted(tiles, key=lambda tile: tile.chunk.offsets)
     if len(tiles) == 1:

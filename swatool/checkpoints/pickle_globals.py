@@ -102,8 +102,9 @@ def storage(identifier: object) -> Opaque:
 def call(function: Opaque, arguments: Arguments) -> object:
     """Describe what a call would return; an unknown function or class gives the Opaque of its name."""
     name = function.name
-    if name in DESCRIBED:
-        return DESCRIBED[name](arguments)
+    describe = DESCRIBED.get(name)
+    if describe is not None:
+        return describe(arguments)
     if name in REWRAPPED:
         return _from_type(arguments)
     if name in UNSUPPORTED_KINDS:

@@ -47,9 +47,10 @@ def _store(layout: str) -> Handler:
     read, size = reader(layout)
 
     def store(machine: PickleMachine, position: int) -> int:
+        memo = machine.memo
         index = read(machine.data, position)[0]
-        if index == len(machine.memo):  # what honest picklers do, a dozen times for each tensor
-            machine.memo.append(machine.stack[-1])
+        if index == len(memo):  # what honest picklers do, a dozen times for each tensor
+            memo.append(machine.stack[-1])
         else:
             machine.store(index)
         return position + size
@@ -58,7 +59,10 @@ def _store(layout: str) -> Handler:
 
 
 def _memoize(machine: PickleMachine, position: int) -> int:
-    machine.store(len(machine.memo) + len(machine.far))
+    if machine.far:
+        machine.store(len(machine.memo) + len(machine.far))
+    else:
+        machine.memo.append(machine.stack[-1])
     return position
 
 
@@ -66,16 +70,22 @@ def _recall(layout: str) -> Handler:
     read, size = reader(layout)
 
     def recall(machine: PickleMachine, position: int) -> int:
-        machine.recall(read(machine.data, position)[0])
+        memo = machine.memo
+        index = read(machine.data, position)[0]
+        if index < len(memo):
+            machine.stack.append(memo[index])
+        else:
+            machine.recall(index)
         return position + size
 
     return recall
 
 
 def _recall_byte(machine: PickleMachine, position: int) -> int:
+    memo = machine.memo
     index = machine.data[position]
-    if index < len(machine.memo):
-        machine.stack.append(machine.memo[index])
+    if index < len(memo):
+        machine.stack.append(memo[index])
     else:
         machine.recall(index)
     return position + 1
@@ -116,8 +126,9 @@ def _empty_dict(machine: PickleMachine, position: int) -> int:
 
 
 def _tuple(machine: PickleMachine, position: int) -> int:
-    items = machine.since_mark()
-    machine.stack.append(tuple(items))
+    items = tuple(machine.stack)
+    machine.stack = machine.outer_stacks.pop()
+    machine.stack.append(items)
     return position
 
 
@@ -194,7 +205,7 @@ def _update(target: object, items: list[object]) -> None:
     if type(target) is dict:
         for index in range(0, len(items), 2):
             key = items[index]
-            if is_key(key) or type(key) is Record:
+            if type(key) is str or is_key(key) or type(key) is Record:
                 target[key] = items[index + 1]
     elif not isinstance(target, Opaque):
         raise MalformedError("sets items of something that is not a dict")

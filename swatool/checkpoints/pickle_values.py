@@ -72,14 +72,17 @@ def text(layout: str) -> Handler:
     read, size = reader(layout)
 
     def push(machine: PickleMachine, position: int) -> int:
+        data = machine.data
+        length = read(data, position)[0]
         start = position + size
-        length = read(machine.data, position)[0]
+        end = start + length
         if length > MAX_TEXT:
-            end = machine.inside(start + length)
+            machine.inside(end)
             machine.stack.append(LONG_TEXT)
             return end
-        end = machine.at_hand(start + length)
-        value = machine.data[start:end].decode()
+        if end > len(data):
+            machine.at_hand(end)
+        value = data[start:end].decode()
         if length > SHORT_TEXT or not value.isascii():
             machine.held += sys.getsizeof(value) - SHORT_TEXT_SIZE
         machine.stack.append(value)

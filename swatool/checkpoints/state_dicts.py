@@ -37,6 +37,7 @@ NAMED_LIKE_AVERAGES = re.compile(r"(?<![a-z])(ema|swa|shadow|averaged)(?![a-z])"
 SHOWN_CANDIDATES = 20
 
 Leaf = TensorDescriptor | StoredTensor
+LEAVES = (TensorDescriptor, StoredTensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +151,28 @@ def _candidates(root: object) -> Iterator[Candidate]:
                 yield replace(known, path=path, ancestors=ancestors)
             continue
         seen[id(node)] = None
-        tensors = [value for value in node.values() if isinstance(value, Leaf)]
+        tensors = [value for value in node.values() if isinstance(value, LEAVES)]
         if tensors or any(isinstance(value, UnsupportedTensor) for value in node.values()):
-            nbytes = sum(map(_nbytes, tensors))
-            averageable = sum(_nbytes(tensor) for tensor in tensors if tensor.dtype.averageable)
-            seen[id(node)] = found = Candidate(path, ancestors, node, len(tensors), nbytes, averageable)
+            found = _candidate(path, ancestors, node, tensors)
+            seen[id(node)] = found
             yield found
         if len(path) < MAX_DEPTH:
             children = [(name, value) for name, value in node.items() if isinstance(name, str)]
             pending += [((*path, name), (*ancestors, node), value) for name, value in reversed(children)]
 
 
-def _nbytes(leaf: Leaf) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
+def _candidate(
+    path: tuple[str, ...],
+    ancestors: tuple[Mapping[object, object], ...],
+    node: Mapping[object, object],
+    tensors: Sequence[Leaf],
+) -> Candidate:
+    nbytes = averageable = 0
+    for tensor in tensors:
+        some = math.prod(tensor.shape) * tensor.dtype.itemsize
+        nbytes += some
+        averageable += some if tensor.dtype.averageable else 0
+    return Candidate(path, ancestors, node, len(tensors), nbytes, averageable)
 
 
 def _under_key(candidates: Sequence[Candidate], key: str, path: str) -> Candidate:

@@ -25,6 +25,7 @@ MAX_DIRECTORY = 64 << 20
 ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 DATA_DESCRIPTOR = 0x0008
 STORED = 0
+FOLDER = 0x10  # among the attributes, as MS-DOS has them
 IN_ZIP64_16 = 0xFFFF
 IN_ZIP64_32 = 0xFFFFFFFF
 
@@ -79,11 +80,12 @@ def read_directory(source: Source) -> Mapping[str, Record]:
     found: dict[str, Record] = {}
     following = [record.header for record in records[1:]] + [where.offset]
     for record, limit in zip(records, following, strict=False):
-        if record.header + LOCAL.size + len(record.name.encode()) + record.size > limit:
-            raise _damaged(source, f"record {printable(record.name)} overlaps what follows it")
-        if record.name in found:
-            raise _damaged(source, f"record {printable(record.name)} is there twice")
-        found[record.name] = record._replace(limit=limit)
+        name, size, crc, header, _ = record
+        if header + LOCAL.size + len(name.encode()) + size > limit:
+            raise _damaged(source, f"record {printable(name)} overlaps what follows it")
+        if name in found:
+            raise _damaged(source, f"record {printable(name)} is there twice")
+        found[name] = Record(name, size, crc, header, limit)
     return found
 
 
@@ -143,7 +145,7 @@ def _zip64_directory(source: Source, tail: bytes, short: _Directory) -> _Directo
     if len(tail) < END64.size + LOCATOR.size + END.size:
         raise _damaged(source, "its zip64 end is cut off")
     magic, rest, _, _, disk, first_disk, here, count, size, offset = END64.unpack_from(tail)
-    _, end_disk, end_offset, _ = LOCATOR.unpack_from(tail, END64.size)
+    _, end_disk, end_offset, disks = LOCATOR.unpack_from(tail, END64.size)
     wide = _Directory(count, size, offset)
     expected = source.size - len(tail)
     if magic != b"PK\6\6" or rest != END64.size - 12 or end_offset != expected or here != count:
@@ -153,6 +155,7 @@ def _zip64_directory(source: Source, tail: bytes, short: _Directory) -> _Directo
         disk
         or first_disk
         or end_disk
+        or disks != 1
         or any(few not in (many, full) for few, many, full in zip(short, wide, saturated, strict=True))
     ):
         raise _damaged(source, "its two directories contradict each other")
@@ -174,7 +177,10 @@ def _records(source: Source, data: bytes, count: int) -> Iterator[Record]:
             name = data[start : start + name_length].decode()
         except UnicodeDecodeError:
             raise _damaged(source, "the name of a record is not UTF-8") from None
-        header = fields[16]
+        disk, _, attributes, header = fields[13:]
+        if disk or attributes & FOLDER:
+            # Some readers give nothing, or what lay in memory before, for a folder's bytes.
+            raise _damaged(source, f"record {printable(name)} is marked as a folder or part of another file")
         if IN_ZIP64_32 in (size, packed, header):
             extra = data[start + name_length : start + name_length + extra_length]
             size, packed, header = _wide_numbers(source, name, extra, (size, packed, header))

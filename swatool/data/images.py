@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,11 @@ DECODER_ERRORS = (
 def check_pillow() -> None:
     """Raise UsageError if images cannot be decoded here."""
     try:
-        import PIL.Image  # noqa: F401
+        import PIL.Image
     except (ImportError, OSError, RuntimeError) as error:  # a broken installation raises what it likes
         raise UsageError(f"reading images needs Pillow ({error}): pip install 'swatool[images]'") from error
+    # Of images that swatool refuses in its own words; a filter of one thread would be that of all.
+    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 def read_bytes(path: str) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swatool.averaging.blocks import cut
 from swatool.averaging.gathering import block_shape, windows
-from swatool.averaging.memory import Memory, Rows
+from swatool.averaging.memory import Memory, Rows, bytes_of
 from swatool.averaging.plan import Policies, make_plan
 from swatool.averaging.reading import BlockReader
 from swatool.checkpoints.opening import Checkpoint
@@ -95,6 +95,18 @@ def read_in_blocks(plan, elements):
         yield block, [bytes(buffer) for buffer in rows.buffers]
 
 
+def read_as_stored(plan, elements):
+    """Read every checkpoint's tensor as the loop does, and yield it put in C order at the end."""
+    memory = Memory(torch.device("cpu"))
+    reader = BlockReader(plan.checkpoints, memory)
+    for block in cut(plan, {"w": 0}, elements, as_stored=True):
+        one = block.treatment.inputs[0]
+        rows = Rows(memory, "rows", len(plan.checkpoints), block.count * one.dtype.itemsize)
+        for index, one in enumerate(block.treatment.inputs):
+            reader.fill(block, one, rows, index)
+        yield block, [bytes(bytes_of(reader.in_c_order(block, row))) for row in rows.host]
+
+
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 
 
@@ -126,6 +138,37 @@ def test_a_model_is_given_the_tensor(data):
     found = read_tensor(boxed(whole, cuts, dims))
     assert found.dtype is whole.dtype
     assert torch.equal(found, whole)
+
+
+@few
+@given(data=st.data())
+def test_what_all_have_in_one_order_stays_in_it_until_the_end(data):
+    shape = data.draw(shapes)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
+    whole = torch.arange(math.prod(shape)).view(shape).to(dtype)
+    cuts = [data.draw(st.lists(st.integers(1, n - 1), max_size=2)) if n > 1 else [] for n in shape]
+    dims = data.draw(st.none() | st.permutations(range(len(shape))))
+    stored = [boxed(whole, cuts, dims), boxed(whole + 1, cuts, dims)]
+    found = [b"", b""]
+    for block, rows in read_as_stored(planned(*stored), data.draw(st.integers(1, 200))):
+        assert block.as_stored
+        assert block.segments[0].start * whole.element_size() == len(found[0])
+        found = [one + row for one, row in zip(found, rows, strict=True)]
+    assert found == [raw(whole), raw(whole + 1)]
+    assert all(extent.source.taken == extent.nbytes for one in stored for extent in one.extents)
+
+
+def test_what_lies_differently_or_apart_is_put_in_order_as_it_is_read():
+    whole = torch.arange(48).view(6, 8).float()
+    halves, thirds = boxed(whole, [[], [4]]), boxed(whole, [[], [2, 5]])
+    data = raw(torch.arange(96).view(6, 16).float())
+    extent = Extent(InMemory(data), 0, len(data) - 32)
+    apart = StoredTensor(DTYPES["float32"], (6, 8), (extent,), strides=(16, 1))
+    for some in ((halves, thirds), (halves, plain(whole)), (apart, apart)):
+        for block, _ in read_as_stored(planned(*some), 24):
+            assert not block.as_stored
+    assert all(block.as_stored for block, _ in read_as_stored(planned(thirds, thirds), 24))
+    assert not any(block.as_stored for block, _ in read_in_blocks(planned(thirds, thirds), 24))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from swatool.averaging import kernels
+from swatool.averaging import kernels, reducers
 from swatool.averaging.blocks import Block, Segment
 from swatool.averaging.memory import Memory
 from swatool.averaging.plan import Action, Input, PlannedTensor, Treatment
@@ -174,3 +174,19 @@ def test_which_checkpoint_is_copied(action, expected, dtype):
 
 def test_excluded_tensors_come_from_one_checkpoint():
     assert copy(Action.EXCLUDED, [[1.5, -2.0]], 1, 1, dtype="bfloat16") == ([1.5, -2.0], {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_sums_of_several_outputs_are_those_of_each_alone(dtype, monkeypatch):
+    monkeypatch.setattr(reducers, "SHARED_TILE", 6)
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(5, 20, generator=generator, dtype=kernels.torch_dtype(DTYPES[dtype])).tolist()
+    columns = [(0.1, 0.3), (0.2, None), (0.4, 0.3), (0.2, 0.2), (0.1, 0.2)]
+    both = treat(Action.AVERAGE, [Input(i, DTYPES[dtype], pair) for i, pair in enumerate(columns)])
+    reducer = LinearReducer(both, 20, Memory(CPU))
+    reduce(reducer, block(both, 20), values)
+    for output in range(2):
+        kept = [i for i, pair in enumerate(columns) if pair[output] is not None]
+        some = [Input(i, DTYPES[dtype], (columns[i][output],)) for i in kept]
+        _, alone = average(some, [values[i] for i in kept])
+        assert reducer.finish(output).view(kernels.torch_dtype(DTYPES[dtype])).tolist() == alone

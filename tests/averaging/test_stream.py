@@ -243,6 +243,22 @@ def test_tied_names_get_all_blocks(tmp_path, monkeypatch):
     assert report.bytes_written == (tmp_path / "out").stat().st_size
 
 
+def test_strided_tensors_that_all_have_alike_are_put_in_order(tmp_path, monkeypatch):
+    block_size(monkeypatch, 50)
+    paths = []
+    for step in range(3):
+        weight = (torch.arange(240).view(4, 5, 3, 4) * 3.0 + step).to(memory_format=torch.channels_last)
+        count = (torch.arange(24).view(4, 6) + 100 * step).t()
+        paths.append(tmp_path / f"{step}.pt")
+        torch.save({"w": weight, "tied": weight, "n": count}, paths[-1])
+    swatool.average(paths, tmp_path / "out.safetensors", integers="last")
+    found = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    expected = torch.arange(240).view(4, 5, 3, 4) * 3.0 + 1
+    assert torch.equal(found["w"], expected)
+    assert torch.equal(found["tied"], expected)
+    assert torch.equal(found["n"], (torch.arange(24).view(4, 6) + 200).t())
+
+
 def test_integers_that_must_be_equal(tmp_path, monkeypatch):
     block_size(monkeypatch, 4)
     tensors = [

@@ -8,6 +8,7 @@ the median of the ratios round by round is printed.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
@@ -117,9 +118,23 @@ def plain_passes(model: nn.Module, data: Sequence[Tensor]) -> None:
             model(batch)
 
 
+def check(case: Case, data: Sequence[Tensor]) -> None:
+    """Compare statistics of `batch` with those of torch's update_bn."""
+    ours, theirs = copy.deepcopy(case.model), copy.deepcopy(case.model)
+    recalibrate_bn(ours, data)
+    update_bn(data, theirs)
+    found, expected = dict(ours.named_buffers()), dict(theirs.named_buffers())
+    for name in expected:
+        if name.endswith("running_mean"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        elif name.endswith("running_var"):  # of all batches together; torch's is the mean over the batches
+            torch.testing.assert_close(found[name], expected[name], rtol=5e-2, atol=1e-4)
+
+
 def measure(case: Case, rounds: int) -> str:
     """Return a line with both ratios."""
     model, data = case.model, case.data()
+    check(case, data)
     batch, torch_seconds = median_ratio(
         lambda: recalibrate_bn(model, data), lambda: update_bn(data, model), rounds
     )

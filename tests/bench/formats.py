@@ -3,7 +3,8 @@
 The same weights, 8 checkpoints shaped like GPT-2 small in float32, are stored in each format by the format's
 own library. Work (planning, reading, adding, writing) is measured inside one process, in turn with the same
 work from and to safetensors files, as the median over rounds of the ratio round by round. Whole processes and
-their peak memory are measured by starting them. What this version cannot read or write is told and left out.
+their peak memory are measured by starting them, unless it is to be short. What this version cannot read or
+write is told and left out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from swatool.errors import SwatoolError
 COUNT = 8
 SHARDS = 5
 RANKS = 4
+SHORT_SCALE = 8
 GOAL_RATIO = 1.15
 GOAL_MEGABYTES = 64
 GOAL_GROWTH = (0.9, 1.15)
@@ -207,7 +209,7 @@ class Measured:
 
     work: float
     ratio: float
-    whole: Process
+    whole: Process | None
 
 
 def run_once(bench: Bench, paths: Sequence[str], output: Output) -> float:
@@ -237,8 +239,10 @@ def measure(
             works.append(work)
             ratios.append(work / plain)
     path = bench.path(output.file)
-    command = [*SWATOOL, "average", *paths, "-o", path, "--overwrite", *output.arguments()]
-    whole = median_process(command, max(1, bench.rounds // 2))
+    whole = None
+    if scale < SHORT_SCALE:
+        command = [*SWATOOL, "average", *paths, "-o", path, "--overwrite", *output.arguments()]
+        whole = median_process(command, max(1, bench.rounds // 2))
     check(output.load(path, scale), scale)
     remove(path)
     remove(bench.path(BASELINE.file))
@@ -253,7 +257,14 @@ def remove(path: str) -> None:
         os.remove(path)
 
 
-def bench_pairs(bench: Bench, idle: Process, scale: int) -> dict[str, Measured]:
+def shown(idle: Process | None, whole: Process | None) -> str:
+    """Return what a row says of whole processes."""
+    if idle is None or whole is None:
+        return ""
+    return f"{whole.seconds:7.2f} {megabytes_above(idle, whole):+7.0f}"
+
+
+def bench_pairs(bench: Bench, idle: Process | None, scale: int) -> dict[str, Measured]:
     """Measure every input to safetensors, and safetensors to every output; print a row for each."""
     print(
         f"{'from -> to':48} {'/single':>7} {'work s':>7} {'whole s':>7} {'mem MB':>7}   "
@@ -276,11 +287,7 @@ def bench_pairs(bench: Bench, idle: Process, scale: int) -> dict[str, Measured]:
                 print(f"{name:48} skipped: {reason}", flush=True)
                 continue
             one = found[name] = measure(bench, paths, output, baseline, scale)
-            print(
-                f"{name:48} {one.ratio:7.2f} {one.work:7.3f} {one.whole.seconds:7.2f} "
-                f"{megabytes_above(idle, one.whole):+7.0f}",
-                flush=True,
-            )
+            print(f"{name:48} {one.ratio:7.2f} {one.work:7.3f} {shown(idle, one.whole)}", flush=True)
         remove(folder)
     remove(bench.path("single"))
     return found
@@ -292,8 +299,10 @@ def tell_growth(small: Mapping[str, Measured], large: Mapping[str, Measured]) ->
     print(f"4 times the bytes: time / 4 (goal {low} to {high}), memory")
     for name in small.keys() & large.keys():
         time = large[name].work / small[name].work / 4
-        more = megabytes_above(small[name].whole, large[name].whole)
-        print(f"{name:48} {time:7.2f} {more:+7.0f} MB", flush=True)
+        one, four = small[name].whole, large[name].whole
+        assert one is not None
+        assert four is not None
+        print(f"{name:48} {time:7.2f} {megabytes_above(one, four):+7.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -306,15 +315,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
+    torch.set_num_threads(1)  # of the comparisons, whose threads would wait for each other
     parent = given.folder or ("/dev/shm" if shutil.disk_usage("/dev/shm").free > 16e9 else None)
     with tempfile.TemporaryDirectory(prefix="swatool-bench-", dir=parent) as folder:
         bench = Bench(folder, 1 if given.short else given.rounds, 1, given.threads)
-        idle = median_process([sys.executable, "-W", "ignore", "-c", "import torch"], bench.rounds)
         print(f"torch {torch.__version__}, {bench.threads} threads, data in {os.path.dirname(folder)}")
-        print(f"import torch: {idle.seconds:.2f} s, {idle.peak_bytes / 1e6:.0f} MB")
         if given.short:
-            bench_pairs(bench, idle, 8)
+            bench_pairs(bench, None, SHORT_SCALE)
             return
+        idle = median_process([sys.executable, "-W", "ignore", "-c", "import torch"], bench.rounds)
+        print(f"import torch: {idle.seconds:.2f} s, {idle.peak_bytes / 1e6:.0f} MB")
         # Half the widths are a quarter of the bytes.
         tell_growth(bench_pairs(bench, idle, 2), bench_pairs(bench, idle, 1))
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from cases import Case, gpt2
+from loop import load
 from run import SWATOOL, median_process, megabytes_above
 from safetensors.torch import save_file
 
@@ -77,6 +78,8 @@ def bench_inspect(folder: str, rounds: int, count: int) -> None:
     nothing = median_process([*SWATOOL, "inspect", "--help"], rounds)
     print(f"inspect --help: {nothing.seconds:.3f} s, {nothing.peak_bytes / 1e6:.0f} MB")
     for path in paths:
+        found = [(tensor.name, tensor.shape, tensor.dtype) for tensor in swatool.inspect(path).tensors]
+        assert sorted(found) == sorted((name, (16,), "float32") for name in state)
         for options in ([], ["--tree"], ["--json"]):
             took = median_process([*SWATOOL, "inspect", path, *options], rounds)
             print(
@@ -84,6 +87,17 @@ def bench_inspect(folder: str, rounds: int, count: int) -> None:
                 f"{took.seconds:.3f} s (goal 0.3), {took.peak_bytes / 1e6:.0f} MB",
                 flush=True,
             )
+
+
+def check_diff(paths: Sequence[str], threads: int) -> None:
+    """Compare the largest differences with those of the loaded tensors."""
+    one, other = map(load, paths)
+    found = {
+        tensor.name: tensor.difference.max_abs for tensor in swatool.diff(*paths, threads=threads).tensors
+    }
+    assert found.keys() == one.keys()
+    for name, largest in found.items():
+        assert largest == float((one[name].double() - other[name].double()).abs().max()), name
 
 
 def bench_diff(folder: str, rounds: int, scale: int, threads: int) -> None:
@@ -97,7 +111,7 @@ def bench_diff(folder: str, rounds: int, scale: int, threads: int) -> None:
     ):
         place = os.path.join(folder, "diff")
         paths = Case(name, gpt2, dtype, suffix, 2).write(place, divisor)
-        swatool.diff(*paths, threads=threads)
+        check_diff(paths, threads)
         pairs = [(diff_seconds(paths, threads), read_seconds(paths, threads)) for _ in range(rounds)]
         work, floor = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)

@@ -56,6 +56,8 @@ class Process:
     peak_bytes: int
 
 
+# As where swatool is installed: its modules are compiled once, and not again by every process.
+COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
 # A process's peak memory starts from that of its parent, so a small process stands in between.
 LAUNCHER = """
 import json, resource, subprocess, sys, time
@@ -69,7 +71,8 @@ json.dump([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 def run_process(command: Sequence[str]) -> Process:
     """Run a command to its end; what it prints is thrown away, its failure is ours."""
     launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
-    code, seconds, peak = json.loads(subprocess.run(launcher, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, check=True, env=os.environ | COMPILED)
+    code, seconds, peak = json.loads(done.stdout)
     if code:
         raise SystemExit(f"{' '.join(command[:5])} ... failed with {code}")
     return Process(seconds, peak)

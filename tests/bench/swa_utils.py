@@ -74,6 +74,28 @@ def contenders(model: nn.Module) -> dict[str, Callable[[], object]]:
     return work
 
 
+def check(name: str, model: nn.Module) -> None:
+    """Compare our averages of a model that moves with torch's."""
+    averages = [
+        (module.AveragedModel(model, **options), kind)  # type: ignore[attr-defined]
+        for module in (theirs, ours)
+        for kind, options in (
+            ("default", {}),
+            ("ema", {"multi_avg_fn": module.get_ema_multi_avg_fn(DECAY)}),  # type: ignore[attr-defined]
+        )
+    ]
+    for _ in range(3):
+        with torch.no_grad():
+            torch._foreach_add_(list(model.parameters()), 0.5)
+        for averaged, _ in averages:
+            averaged.update_parameters(model)
+    expected = {kind: averaged for averaged, kind in averages[:2]}
+    for averaged, kind in averages[2:]:
+        pairs = zip(averaged.parameters(), expected[kind].parameters(), strict=True)
+        if not all(torch.allclose(one, other, atol=1e-5) for one, other in pairs):
+            raise SystemExit(f"{name}: {kind} is not torch's average")
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return how long some work takes, to its end on the device."""
     started = time.perf_counter()
@@ -85,6 +107,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def measure(name: str, model: nn.Module, rounds: int) -> None:
     """Print the row of a model."""
+    check(name, model)
     tensors = list(model.parameters())
     work = contenders(model)
     taken: dict[str, list[float]] = {key: [] for key in work}

@@ -103,24 +103,24 @@ def tile(offsets, lengths, strides=None, dtype=FLOAT):
 
 def test_parts_along_the_first_dimension_are_runs():
     parts = [tile((2, 0), (1, 3)), tile((0, 0), (2, 3))]
-    found = joined(FLOAT, (3, 3), parts)
+    found = joined(FLOAT, (3, 3), parts, "x")
     assert [extent.source for extent in found.extents] == ["(0, 0)", "(2, 0)"]
     assert not found.is_gathered
-    found = joined(FLOAT, (1, 5), [tile((0, 0), (1, 3)), tile((0, 3), (1, 2))])
+    found = joined(FLOAT, (1, 5), [tile((0, 0), (1, 3)), tile((0, 3), (1, 2))], "x")
     assert not found.is_gathered
 
 
 def test_parts_along_others_are_boxes():
     parts = [tile((0, 2), (3, 1)), tile((0, 0), (3, 2))]
-    found = joined(FLOAT, (3, 3), parts)
+    found = joined(FLOAT, (3, 3), parts, "x")
     assert found.boxes == (Box((0, 0), (3, 2)), Box((0, 2), (3, 1)))
     assert [extent.source for extent in found.extents] == ["(0, 0)", "(0, 2)"]
     transposed = [tile((0, 0), (2, 3), (1, 2)), tile((2, 0), (1, 3))]
-    assert joined(FLOAT, (3, 3), transposed).boxes == (Box((0, 0), (2, 3), (1, 2)), Box((2, 0), (1, 3)))
+    assert joined(FLOAT, (3, 3), transposed, "x").boxes == (Box((0, 0), (2, 3), (1, 2)), Box((2, 0), (1, 3)))
 
 
 def test_a_single_part_is_the_tensor():
-    found = joined(FLOAT, (2, 3), [tile((0, 0), (2, 3), (1, 2))])
+    found = joined(FLOAT, (2, 3), [tile((0, 0), (2, 3), (1, 2))], "x")
     assert (found.strides, found.boxes) == ((1, 2), None)
 
 
@@ -129,7 +129,7 @@ def test_refuses_another_type_or_shape():
     with pytest.raises(
         CheckpointError, match=r"is int32 \[2, 3\] in the file and should be float32 \[2, 3\]"
     ):
-        joined(FLOAT, (2, 3), [wrong])
+        joined(FLOAT, (2, 3), [wrong], "x")
     wrong = Tile(Chunk((0, 0), (2, 3)), tile((0, 0), (3, 2)).stored)
     with pytest.raises(CheckpointError, match=r"is float32 \[3, 2\] in the file"):
-        joined(FLOAT, (2, 3), [wrong])
+        joined(FLOAT, (2, 3), [wrong], "x")

@@ -3,13 +3,14 @@
 import argparse
 import io
 import math
-import pickle
 import random
 import struct
 import warnings
 
 import pytest
 import torch
+from hostile.legacy import identifier, legacy, view_of
+from hostile.pickles import number, strided, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -240,59 +241,7 @@ def test_a_sparse_file_of_many_gigabytes_takes_no_time(tmp_path):
     source.close()
 
 
-# An assembler of such files, to write what torch.save does not.
-
-
-def text(value, protocol=2):
-    raw = value.encode()
-    return (b"U" + bytes([len(raw)]) if protocol == 1 else b"X" + struct.pack("<I", len(raw))) + raw
-
-
-def number(value):
-    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return b"\x8a" + bytes([len(raw)]) + raw
-
-
-def identifier(key, numel, kind="torch.FloatStorage", view=b"N", word=text):
-    module, _, name = kind.rpartition(".")
-    kind = f"c{module}\n{name}\n".encode()
-    return b"(" + word("storage") + kind + word(key) + word("cpu") + number(numel) + view + b"tQ"
-
-
-def view_of(key, first, length):
-    return b"(" + text(key) + number(first) + number(length) + b"t"
-
-
-def tensor(storage, shape, strides=None, offset=0):
-    strides = strides or [1] * len(shape)
-    dims = [b"(" + b"".join(map(number, values)) + b"t" for values in (shape, strides)]
-    function = b"ctorch._utils\n_rebuild_tensor_v2\n("
-    return function + storage + number(offset) + dims[0] + dims[1] + b"\x89}tR"
-
-
-def legacy(
-    ids=(),
-    keys=("0",),
-    counts=(4,),
-    body=None,
-    magic=0x1950A86A20F9469CFC6C,
-    version=1001,
-    little=True,
-    end=b"",
-):
-    """A file of one tensor for each storage of float32, with every part of it to be replaced."""
-    preamble = [magic, version, {"protocol_version": 1001, "little_endian": little, "type_sizes": {}}]
-    if body is None:
-        items = [text(str(n)) + tensor(found, [2]) for n, found in enumerate(ids)]
-        body = b"}(" + b"".join(items) + b"u"
-    pickles = [pickle.dumps(value, 2) for value in preamble] + [
-        b"\x80\x02" + body + b".",
-        pickle.dumps(keys, 2),
-    ]
-    storages = b"".join(
-        struct.pack("<q", count) + (bytes(4 * count) if 0 <= count < 99 else b"") for count in counts
-    )
-    return b"".join(pickles) + storages + end
+# Files that torch.save does not write.
 
 
 SOUND = [identifier("0", 4)]
@@ -305,9 +254,9 @@ def test_the_assembler_writes_sound_files():
 
 def test_python_2_pickles_are_read():
     def word(value):
-        return text(value, 1)
+        return b"U" + bytes([len(value)]) + value.encode()
 
-    body = b"}q\x00(" + word("w") + tensor(identifier("7", 4, word=word), [4]) + b"u"
+    body = b"}q\x00(" + word("w") + strided(identifier("7", 4, word=word), [4]) + b"u"
     keys = b"\x80\x02]q\x00" + word("7") + b"a."
     data = legacy(body=body, keys=["7"], counts=[])
     data = data[: data.rindex(b"\x80\x02")] + keys + struct.pack("<q4f", 4, 1, 2, 3, 4)
@@ -318,7 +267,7 @@ def test_python_2_pickles_are_read():
 
 
 def of_views(*identifiers, counts=(6,), shape=(2,), offset=0):
-    items = [text(str(n)) + tensor(found, shape, offset=offset) for n, found in enumerate(identifiers)]
+    items = [text(str(n)) + strided(found, shape, offset=offset) for n, found in enumerate(identifiers)]
     data = legacy(body=b"}(" + b"".join(items) + b"u", keys=["r"], counts=[])
     return data + b"".join(struct.pack(f"<q{n}f", n, *range(n)) for n in counts)
 
@@ -432,7 +381,7 @@ def test_a_view_of_bytes_is_refused():
 
 
 def test_a_tensor_beyond_its_storage_is_refused():
-    contents = read_legacy_torch_file(Bytes(legacy(body=tensor(SOUND[0], [5]), keys=["0"])))
+    contents = read_legacy_torch_file(Bytes(legacy(body=strided(SOUND[0], [5]), keys=["0"])))
     with pytest.raises(CheckpointError, match=r"storage '0' of 'x\.pt' reaches element 5 of 4"):
         contents.locate(contents.root)
 

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from hostile.zips import central_headers, described, edited, repacked, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -100,17 +101,6 @@ def refusal(data, *, locate=False):
     assert "'x.pt'" in message
     assert "\n" not in message
     return message
-
-
-def repacked(data, change=lambda name, body: (name, body), **options):
-    """The same records written by zipfile; `change` gives other names or bytes, or None to leave one out."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", **options) as new:
-        for name in old.namelist():
-            changed = change(name, old.read(name))
-            if changed is not None:
-                new.writestr(*changed)
-    return file.getvalue()
 
 
 def with_record(data, name, body):
@@ -278,14 +268,6 @@ def test_the_root_may_be_any_object():
 # Other zip files, and files that torch would misread.
 
 
-def zip_of(records, **options):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", **options) as archive:
-        for name, body in records:
-            archive.writestr(name, body)
-    return file.getvalue()
-
-
 def test_a_torchscript_archive_is_refused_by_name():
     for records in (
         [("m/data.pkl", b"."), ("m/constants.pkl", b".")],
@@ -335,25 +317,6 @@ def test_a_record_of_another_length_is_refused(body):
     assert "instead of 8" in refusal(data, locate=True)
 
 
-def described(shape, strides, offset=0, numel=6, kind="FloatStorage", record=24):
-    """A file whose only tensor claims all this of a record of 24 bytes."""
-    storage = b"(X\x07\0\0\0storagectorch\n" + kind.encode() + b"\nX\x01\0\0\0" + b"0" + b"X\x03\0\0\0cpu"
-    pickle = (
-        b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n("
-        + (storage + number(numel) + b"tQ" + number(offset) + numbers(shape) + numbers(strides))
-        + b"\x89}tRs."
-    )
-    return zip_of([("archive/data.pkl", pickle), ("archive/data/0", bytes(record))])
-
-
-def number(value):
-    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
-
-
-def numbers(values):
-    return b"(" + b"".join(map(number, values)) + b"t"
-
-
 @pytest.mark.parametrize("numel", [0, 5, 7, 1 << 40])
 def test_a_storage_that_lies_about_its_length_is_refused(numel):
     assert "instead of" in refusal(described((2, 3), (3, 1), numel=numel), locate=True)
@@ -399,22 +362,6 @@ def test_what_lies_inside_the_storage_is_accepted():
 # The zip itself.
 
 
-def central_headers(data):
-    """Positions of the central directory's entries."""
-    found = []
-    position = data.find(b"PK\1\2")
-    while position >= 0:
-        found.append(position)
-        position = data.find(b"PK\1\2", position + 4)
-    return found
-
-
-def edited(data, position, layout, value):
-    changed = bytearray(data)
-    struct.pack_into(layout, changed, position, value)
-    return bytes(changed)
-
-
 WEIGHTS = {"w": torch.arange(50.0)}
 
 
@@ -446,6 +393,14 @@ def test_a_record_inside_another_is_refused():
     assert "overlaps" in refusal(edited(data, headers[-1] + 42, "<I", offset))
     grown = edited(edited(data, record + 20, "<I", 2000), record + 24, "<I", 2000)
     assert "overlaps" in refusal(grown)
+
+
+def test_records_that_torch_takes_for_folders_are_refused():
+    """torch.load says nothing and gives what lay in memory before."""
+    data = saved(WEIGHTS)
+    record = next(p for p in central_headers(data) if data[p + 46 :].startswith(b"archive/data/0"))
+    assert "marked as a folder" in refusal(edited(data, record + 38, "<B", 0x10))
+    assert "part of another file" in refusal(edited(data, record + 34, "<H", 1))
 
 
 def test_sizes_that_disagree_are_refused():

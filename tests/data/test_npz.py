@@ -1,54 +1,23 @@
 """Archives of arrays: plain and packed records are read, and bombs, lies and ambiguities are refused."""
 
-import io
 import os
 import re
-import struct
 import tempfile
 import time
 import tracemalloc
-import zipfile
 from contextlib import contextmanager
 
 import pytest
 import torch
+from hostile.arrays import ARRAY, BAD_ARCHIVES, DEFLATED, STORED, in_central, in_local, npy, zipped
 
 from swatool.data import npz
 from swatool.data.arrays import open_arrays
 from swatool.data.options import DataOptions
 from swatool.errors import DataError, OutputError, UsageError
 
-STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-
-
-def npy(shape, data, descr="<f4"):
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + data
-
-
 VALUES = torch.arange(60.0).view(10, 6)
-ARRAY = npy((10, 6), struct.pack("<60f", *range(60)))
 SMALL = npy((1,), b"\1\2\3\4")
-
-
-def zipped(*records, method=STORED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, data in records:
-            archive.writestr(name, data)
-    return bytearray(file.getvalue())
-
-
-def in_central(raw, name, offset, form, *values):
-    """Overwrite fields of a record in the central directory."""
-    place = raw.rindex(b"PK\1\2", 0, raw.rindex(name.encode()))
-    struct.pack_into(form, raw, place + offset, *values)
-    return raw
-
-
-def in_local(raw, offset, form, *values):
-    struct.pack_into(form, raw, offset, *values)
-    return raw
 
 
 @contextmanager
@@ -189,63 +158,7 @@ def test_without_room_the_system_is_to_blame(opened, monkeypatch):
         opened(raw)
 
 
-def twice():
-    raw = zipped(("x.npy", ARRAY), ("y.npy", ARRAY))
-    return raw.replace(b"y.npy", b"x.npy")
-
-
-def unending():
-    """A packed record whose bytes begin a block of 65,535 bytes, and reach beyond the end of the file."""
-    head = npy((60_000,), b"", "|u1")
-    raw = zipped(("x.npy", head + os.urandom(30_000)), method=DEFLATED)
-    sizes = len(raw) - 10, len(head) + 60_000
-    raw = in_local(in_central(raw, "x.npy", 20, "<2I", *sizes), 18, "<2I", *sizes)
-    return in_local(raw, 35, "<BHH", 0, 65_535, 0)
-
-
-HOSTILE = {
-    "a duplicate name": (twice(), "array 'x' is there twice"),
-    "encrypted": (in_central(zipped(("x.npy", ARRAY)), "x.npy", 8, "<H", 1), "is encrypted: save it"),
-    "bzip2": (zipped(("x.npy", ARRAY), method=zipfile.ZIP_BZIP2), "compressed by method 12"),
-    "lzma": (zipped(("x.npy", ARRAY), method=zipfile.ZIP_LZMA), "compressed by method 14"),
-    "two sizes": (in_central(zipped(("x.npy", ARRAY)), "x.npy", 24, "<I", 12), "size that it cannot have"),
-    "packed beyond the end": (
-        in_central(zipped(("x.npy", ARRAY), method=DEFLATED), "x.npy", 20, "<I", 10**9),
-        "size that it cannot have",
-    ),
-    "stored beyond the end": (
-        in_central(zipped(("x.npy", ARRAY)), "x.npy", 20, "<2I", 10**9, 10**9),
-        "size that it cannot have",
-    ),
-    "zip64 without numbers": (
-        in_central(zipped(("x.npy", ARRAY)), "x.npy", 20, "<2I", 2**32 - 1, 2**32 - 1),
-        r"x\.npz",
-    ),
-    "patched data": (
-        in_local(in_central(zipped(("x.npy", ARRAY)), "x.npy", 8, "<H", 32), 6, "<H", 32),
-        "damaged",
-    ),
-    "a version of the future": (in_central(zipped(("x.npy", ARRAY)), "x.npy", 6, "<H", 99), "damaged"),
-    "a packed record that never ends": (unending(), "damaged .*EOFError"),
-    "a header elsewhere": (in_central(zipped(("x.npy", ARRAY)), "x.npy", 42, "<I", 10), "damaged"),
-    "a header beyond the end": (in_central(zipped(("x.npy", ARRAY)), "x.npy", 42, "<I", 10**9), "damaged"),
-    "another name in the local header": (in_local(zipped(("x.npy", ARRAY)), 30, "<c", b"z"), "damaged"),
-    "another method in the local header": (in_local(zipped(("x.npy", ARRAY)), 8, "<H", 8), "damaged"),
-    "packed garbage": (
-        in_local(zipped(("x.npy", ARRAY), method=DEFLATED), 35, "<8s", b"\xff" * 8),
-        "damaged",
-    ),
-    "a text": (bytearray(b"hello"), r"damaged or no \.npz archive"),
-    "nothing": (bytearray(), r"damaged or no \.npz archive"),
-    "an .npy file": (bytearray(ARRAY), r"damaged or no \.npz archive"),
-    "a record that is no array": (zipped(("x.npy", b"\x80\4K\1.")), r"no \.npy array"),
-    "an object array": (zipped(("x.npy", npy((1,), b"\x80\4K\1.", "|O"))), "object array"),
-    "an array that is too short": (zipped(("x.npy", ARRAY[:-1])), "truncated or damaged"),
-    "an array that is too long": (zipped(("x.npy", ARRAY + b"\0")), "truncated or damaged"),
-}
-
-
-@pytest.mark.parametrize(("raw", "message"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("raw", "message"), BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
 def test_a_hostile_archive(opened, raw, message):
     before = len(os.listdir("/proc/self/fd"))
     with memory_below(2 << 20), pytest.raises(DataError, match=message) as caught:

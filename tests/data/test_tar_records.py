@@ -1,15 +1,14 @@
 """Tar files in the manner of WebDataset: read where they lie, nothing extracted, nothing unpickled."""
 
-import gzip
-import io
 import os
-import struct
 import tarfile
 import time
 import tracemalloc
 
 import pytest
 import torch
+from hostile.arrays import npy
+from hostile.tars import BAD_TARS, TWO, member, patched, tarred, value
 
 from swatool.data import tar_records
 from swatool.data.options import DataOptions
@@ -18,30 +17,6 @@ from swatool.errors import DataError, UsageError
 
 # What nearly every test needs, if only because opening tar files asks for it.
 pytestmark = pytest.mark.usefixtures("pictures")
-
-
-def npy(shape, data, descr="|u1"):
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + data
-
-
-def value(number):
-    return npy((2,), bytes([number, 7]))
-
-
-def member(name, kind=tarfile.REGTYPE, size=0, link=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, link
-    return info
-
-
-def tarred(*members, format=tarfile.PAX_FORMAT):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
-        for name, data in members:
-            info = name if isinstance(name, tarfile.TarInfo) else member(name, size=len(data))
-            archive.addfile(info, io.BytesIO(data))
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -159,7 +134,7 @@ class TestUnreadable:
             list(opened(raw, max_bad=1))
 
     def test_samples_of_several_shapes(self, opened):
-        raw = tarred(("0.npy", value(0)), ("1.npy", npy((3,), b"abc")))
+        raw = tarred(("0.npy", value(0)), ("1.npy", npy((3,), b"abc", "|u1")))
         with pytest.raises(
             DataError, match=r"1\.npy' is uint8 \[3\], unlike .*0\.npy', which is uint8 \[2\]"
         ):
@@ -167,52 +142,13 @@ class TestUnreadable:
 
     def test_a_member_that_is_too_large_is_not_read(self, opened, monkeypatch):
         monkeypatch.setattr(tar_records, "MAX_MEMBER", 200)
-        raw = tarred(("0.npy", value(0)), ("1.npy", npy((300,), bytes(300))))
+        raw = tarred(("0.npy", value(0)), ("1.npy", npy((300,), bytes(300), "|u1")))
         data = opened(raw, max_bad=1)
         assert firsts(data) == [[0]]
         assert "at most 200 are read" in next(iter(data.bad.values()))
 
 
-def patched(raw, place, data):
-    changed = bytearray(raw)
-    changed[place : place + len(data)] = data
-    if place < 512:  # keep the checksum right
-        changed[148:156] = b" " * 8
-        changed[148:156] = b"%06o\0 " % sum(changed[:512])
-    return bytes(changed)
-
-
-ONE = tarred(("0.npy", value(0)), format=tarfile.USTAR_FORMAT)
-TWO = tarred(("0.npy", value(0)), ("1.npy", value(1)), format=tarfile.USTAR_FORMAT)
-HOSTILE = {
-    "a giant member": (patched(ONE, 124, b"77777777777\0"), "reaches beyond its end"),
-    "a giant member in base 256": (patched(ONE, 124, b"\x80" + b"\x7f" * 11), "damaged|beyond"),
-    "a negative member": (patched(ONE, 124, b"\xff" * 11 + b"\xf0"), "damaged"),
-    "a member that leads back to itself": (
-        patched(tarred(("0.txt", b""), format=tarfile.USTAR_FORMAT), 124, b"\xff" * 10 + b"\xfe\0"),
-        "negative size",
-    ),
-    "a sparse member": (patched(ONE, 156, b"S"), "is a sparse file"),
-    "a wrong checksum": (bytes([ONE[0] ^ 1]) + ONE[1:], "damaged"),
-    "garbage after a member": (TWO[:1024] + os.urandom(512) + TWO[1536:], "no header at byte 1024"),
-    "a link": (tarred((member("0.npy", tarfile.SYMTYPE, link="/etc/passwd"), b"")), "not a regular file"),
-    "a hard link": (tarred((member("0.npy", tarfile.LNKTYPE, link="a"), b"")), "not a regular file"),
-    "a device": (tarred((member("0.npy", tarfile.CHRTYPE), b"")), "not a regular file"),
-    "a FIFO": (tarred((member("0.npy", tarfile.FIFOTYPE), b"")), "not a regular file"),
-    "a folder": (tarred((member("0.npy", tarfile.DIRTYPE), b"")), "not a regular file"),
-    "no members": (tarred(), "holds no samples, that is, members named .jpg"),
-    "no samples": (tarred(("0.txt", b"hello")), "holds no samples"),
-    "nothing": (b"", "truncated, damaged or no tar file: empty file"),
-    "a text": (b"hello " * 200, "damaged or no tar file"),
-    "gzip": (gzip.compress(ONE), "compressed by gzip: unpack it"),
-    "a bomb of an extended header": (
-        patched(tarred(("0", b"")), 156, b"x")[:512] + bytes(5_000_000),
-        "damaged",
-    ),
-}
-
-
-@pytest.mark.parametrize(("raw", "message"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("raw", "message"), BAD_TARS.values(), ids=BAD_TARS)
 def test_a_hostile_tar_file(opened, raw, message):
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(DataError, match=message):

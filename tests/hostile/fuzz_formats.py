@@ -1,0 +1,329 @@
+"""The formats that are damaged at random: how each is written, damaged and read, and by whom."""
+
+import contextlib
+import functools
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hostile import comparing, explaining, fuzz_arrays, hf, models, mutating
+from hostile.safetensors_headers import assembled
+from hostile.zips import repacked
+from swatool.checkpoints.contents import TensorDescriptor
+from swatool.checkpoints.file_formats import read_file
+from swatool.checkpoints.files import LocalFile, LocalFiles, LocalFolder
+from swatool.checkpoints.folder_formats import read_folder
+from swatool.checkpoints.opening import open_checkpoint
+from swatool.errors import SwatoolError
+from swatool.models.weights import read_tensor
+from swatool.tensors import StoredTensor
+
+
+def seed_state():
+    """Tensors of several types and layouts, and what may stand beside them."""
+    base = torch.arange(24.0).view(4, 6)
+    return {
+        "model": {"w": base, "t": base.t(), "v": base[1:3, ::2], "h": torch.ones(3).to(torch.bfloat16)},
+        "n": torch.arange(3),
+        "p": torch.nn.Parameter(torch.ones(2)),
+        "step": 7,
+        "more": [1.5, "x", None, True, (1, 2), 2**40],
+        "state": models.state(),
+    }
+
+
+def saved(legacy=False):
+    file = io.BytesIO()
+    torch.save(seed_state(), file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What swatool made of a file.
+
+    Attributes:
+        root: its root.
+        values: dtype, shape and bytes of each tensor, by the identity of what describes it there.
+    """
+
+    root: object
+    values: Mapping[int, tuple[str, tuple[int, ...], bytes]]
+
+
+def everything_of(contents):
+    """Read all tensors; raises what swatool raises."""
+    values = {}
+    for leaf in leaves(contents.root):
+        values[id(leaf)] = comparing.raw(read_tensor(contents.locate(leaf)))
+    return Reading(contents.root, values)
+
+
+def leaves(root):
+    """Yield the descriptions of tensors, each once; what is cyclic or shared is gone through once."""
+    pending, seen = [root], set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | tuple):
+            pending += value
+        elif isinstance(value, TensorDescriptor | StoredTensor):
+            yield value
+
+
+def no_reason(_mutant, _ours, _error):
+    return None
+
+
+def nothing(_folder):
+    """There is nothing to be made before the mutants are."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+        mutant: damages a seed; gives bytes.
+        write: writes a mutant, and returns what is to be read.
+        ours: reads it with swatool.
+        theirs: reads a mutant with the reference library.
+        difference: says where the two differ.
+        reason: says why swatool alone reads it; None if that is not known.
+        prepare: makes what the mutants need beside them, in the current folder.
+    """
+
+    mutant: Callable
+    write: Callable
+    ours: Callable
+    theirs: Callable
+    difference: Callable
+    reason: Callable = no_reason
+    prepare: Callable = nothing
+
+
+def written_to(name):
+    def write(mutant):
+        Path(name).write_bytes(mutant)
+        return name
+
+    return write
+
+
+def read_one(path):
+    """Open a file as commands do, and return all that it holds."""
+    open_and_locate(path)
+    with contextlib.closing(LocalFile(path)) as file:
+        return everything_of(read_file(file))
+
+
+def open_and_locate(path):
+    """Find the state dict, which may be refused for what it is, as commands do."""
+    with contextlib.suppress(SwatoolError):
+        open_checkpoint(path).close()
+
+
+# Files by torch.save.
+
+
+@functools.cache
+def zip_seed():
+    data = saved()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return data, archive.read("archive/data.pkl")
+
+
+def zip_mutant(dice):
+    data, pickle = zip_seed()
+    change = dice.randrange(8)
+    if change == 0:
+        return mutating.of_bytes(dice, data)
+    if change == 1:  # the directory, which decides where everything lies
+        place = data.index(b"PK\1\2")
+        return data[:place] + mutating.of_bytes(dice, data[place:])
+    if change == 2:
+        names = [f"archive/data/{number}" for number in range(9)]
+        chosen = dice.choice(names)
+        return repacked(data, lambda n, b: (n, mutating.of_bytes(dice, b)) if n == chosen else (n, b))
+    changed = mutating.of_pickle(dice, pickle)
+    return repacked(data, lambda n, b: (n, changed if n.endswith("data.pkl") else b))
+
+
+@functools.cache
+def legacy_seed():
+    return mutating.pickles_in(saved(legacy=True), 5)
+
+
+def legacy_mutant(dice):
+    pickles, rest = legacy_seed()
+    change = dice.randrange(6)
+    if change == 0:
+        return mutating.of_bytes(dice, b"".join(pickles) + rest)
+    if change == 1:
+        return b"".join(pickles) + mutating.of_bytes(dice, rest)
+    chosen = dice.choice((3, 3, 3, 3, 4, dice.randrange(5)))
+    changed = [mutating.of_pickle(dice, one) if n == chosen else one for n, one in enumerate(pickles)]
+    return b"".join(changed) + rest
+
+
+def compare_torch(ours, theirs):
+    return comparing.difference(ours.root, theirs, ours.values)
+
+
+# Files by safetensors.
+
+
+@functools.cache
+def safetensors_seed():
+    folder = Path("seed.safetensors")
+    hf.save_safetensors(hf.STATE | models.state(), folder, {"format": "pt", "step": "7"})
+    data = folder.read_bytes()
+    folder.unlink()
+    length = int.from_bytes(data[:8], "little")
+    return data[8 : 8 + length], data[8 + length :]
+
+
+def safetensors_mutant(dice):
+    header, data = safetensors_seed()
+    change = dice.randrange(6)
+    if change == 0:
+        return mutating.of_bytes(dice, assembled(header, data))
+    if change == 1:
+        return assembled(mutating.of_bytes(dice, header), data)
+    if change == 2:
+        return assembled(mutating.of_json(dice, header), mutating.of_bytes(dice, data, 1))
+    return assembled(mutating.of_json(dice, header), data)
+
+
+def compare_described(ours, theirs):
+    found = {name: ours.values[id(leaf)] for name, leaf in ours.root.items()}
+    return "" if found == theirs else f"{sorted(set(found.items()) ^ set(theirs.items()))[:2]}"
+
+
+# Folders.
+
+
+def folder_with(name, mutant):
+    (Path("folder") / name).write_bytes(mutant)
+    return "folder"
+
+
+def read_a_folder(path):
+    open_and_locate(path)
+    with contextlib.closing(LocalFiles()) as files:
+        return everything_of(read_folder(LocalFolder(path, files)))
+
+
+def make_hf_folder(folder):
+    from hostile.corpus_folders import hf_folder
+
+    hf_folder()(folder / "folder")
+    index_seed()
+
+
+@functools.cache
+def index_seed():
+    return (Path("folder") / hf.INDEX).read_bytes()
+
+
+def index_mutant(dice):
+    change = dice.randrange(4)
+    return mutating.of_bytes(dice, index_seed()) if change == 0 else mutating.of_json(dice, index_seed())
+
+
+# torch's own reader would run a damaged pickle, so that it is not asked: what is read is what it saved.
+
+
+def make_dcp_folder(folder):
+    from hostile.corpus_folders import dcp_folder
+
+    dcp_folder()(folder / "folder")
+    metadata_seed()
+    honest()
+
+
+@functools.cache
+def metadata_seed():
+    return (Path("folder") / ".metadata").read_bytes()
+
+
+@functools.cache
+def honest():
+    """The bytes of each tensor that was saved."""
+    return {value[2] for value in read_a_folder("folder").values.values()}
+
+
+def metadata_mutant(dice):
+    return mutating.of_pickle(dice, metadata_seed())
+
+
+def compare_with_saved(ours, theirs):
+    """Whatever the damage renames, every tensor that is read has the bytes of one that was saved."""
+    strange = [value[:2] for value in ours.values.values() if value[2] and value[2] not in theirs]
+    return f"no such bytes were saved: {strange}" if strange else ""
+
+
+FORMATS = {
+    "safetensors": Format(
+        safetensors_mutant,
+        written_to("x.safetensors"),
+        read_one,
+        comparing.safetensors_reads,
+        compare_described,
+    ),
+    "torch zip": Format(
+        zip_mutant,
+        written_to("x.pt"),
+        read_one,
+        comparing.torch_reads,
+        compare_torch,
+        explaining.of_torch,
+    ),
+    "torch legacy": Format(
+        legacy_mutant,
+        written_to("x.pt"),
+        read_one,
+        comparing.torch_reads,
+        compare_torch,
+        explaining.of_torch,
+    ),
+    "hf index": Format(
+        index_mutant,
+        lambda mutant: folder_with(hf.INDEX, mutant),
+        read_a_folder,
+        lambda _: comparing.folder_reads(Path("folder"), hf.INDEX),
+        compare_described,
+        prepare=make_hf_folder,
+    ),
+    "dcp metadata": Format(
+        metadata_mutant,
+        lambda mutant: folder_with(".metadata", mutant),
+        read_a_folder,
+        lambda _: honest(),
+        compare_with_saved,
+        prepare=make_dcp_folder,
+    ),
+    "npy": Format(
+        fuzz_arrays.npy_mutant,
+        written_to("x.npy"),
+        fuzz_arrays.rows_of(None),
+        fuzz_arrays.numpy_reads(None),
+        fuzz_arrays.compare_arrays,
+    ),
+    "npz": Format(
+        fuzz_arrays.npz_mutant,
+        written_to("x.npz"),
+        fuzz_arrays.rows_of("x"),
+        fuzz_arrays.numpy_reads("x"),
+        fuzz_arrays.compare_arrays,
+        explaining.of_archives,
+    ),
+}
