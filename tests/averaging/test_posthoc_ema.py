@@ -1,7 +1,6 @@
 import decimal
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +20,8 @@ from swatool.errors import UsageError
 few = settings(max_examples=30, deadline=None)
 PROFILES = st.builds(PowerProfile, st.integers(1, 1000), st.floats(0, 30))
 WIDTHS = (0.05, 0.1)
+
+np = pytest.importorskip("numpy")
 
 
 def tracked(steps, widths=WIDTHS):

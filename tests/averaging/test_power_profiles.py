@@ -1,12 +1,13 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swatool.averaging.power_profiles import WIDEST, exponent, width
 from swatool.errors import UsageError
+
+np = pytest.importorskip("numpy")
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.1, 6.94), (WIDEST, 0)])

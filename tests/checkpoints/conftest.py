@@ -15,6 +15,7 @@ def saved_by_ranks(tmp_path_factory):
     """The folder in which dcp_saving.py has saved everything."""
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")
+    pytest.importorskip("numpy")  # torch needs it to save what is sharded
     folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run([sys.executable, SAVING, folder], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -73,6 +73,7 @@ def hub():
 )
 @pytest.mark.parametrize("limit", [1000, 10**9])
 def test_folder_is_the_hubs_to_the_byte(tmp_path, hub, sizes, limit):
+    pytest.importorskip("numpy")  # the hub writes with safetensors' own function
     state = state_of(sizes)
     (tmp_path / "hub").mkdir()
     hub.save_torch_state_dict(state, tmp_path / "hub", max_shard_size=limit)
