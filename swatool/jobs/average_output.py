@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
-from swatool.averaging.plan import Plan, Policies
+from swatool.averaging.plan import Plan
+from swatool.averaging.policies import Policies
 from swatool.checkpoints.files import LocalFiles, LocalFolder
 from swatool.checkpoints.hf_folder import is_index
 from swatool.checkpoints.opening import Checkpoint, Reading

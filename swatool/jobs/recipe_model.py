@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import cast
 
-from swatool.averaging.plan import Policies
+from swatool.averaging.policies import Policies
 from swatool.averaging.scheme_choice import scheme_options
 from swatool.checkpoints.opening import Reading
 from swatool.errors import UsageError, printable

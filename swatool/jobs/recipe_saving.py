@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from swatool.averaging.plan import Policies
+from swatool.averaging.policies import Policies
 from swatool.averaging.scheme_choice import scheme_options
 from swatool.checkpoints.opening import Reading
 from swatool.checkpoints.selection import expand

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from swatool.averaging import blocks
 from swatool.averaging.blocks import LARGEST_GAP, Block, block_elements, cut, reads
 from swatool.averaging.gathering import windows
-from swatool.averaging.plan import Policies, make_plan
+from swatool.averaging.plan import make_plan
+from swatool.averaging.policies import Policies
 from swatool.checkpoints.opening import Checkpoint, open_checkpoint
 from swatool.output.layout import OutputTensor
 from swatool.output.safetensors_file import lay_out

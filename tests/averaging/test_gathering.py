@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from swatool.averaging.blocks import cut
 from swatool.averaging.gathering import block_shape, windows
 from swatool.averaging.memory import Memory, Rows, bytes_of
-from swatool.averaging.plan import Policies, make_plan
+from swatool.averaging.plan import make_plan
+from swatool.averaging.policies import Policies
 from swatool.averaging.reading import BlockReader
 from swatool.checkpoints.opening import Checkpoint
 from swatool.models.weights import read_tensor

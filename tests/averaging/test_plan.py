@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from swatool.averaging.plan import CHOICES, Action, Policies, make_plan
+from swatool.averaging.plan import Action, make_plan
+from swatool.averaging.policies import CHOICES, Policies
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, UsageError
 from swatool.tensors import DTYPES, Extent, StoredTensor

@@ -7,7 +7,8 @@ import sys
 import torch
 
 import swatool
-from swatool.averaging.plan import Policies, make_plan
+from swatool.averaging.plan import make_plan
+from swatool.averaging.policies import Policies
 from swatool.checkpoints.opening import open_checkpoint
 from swatool.jobs import average_estimate
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from swatool.averaging.plan import Policies, make_plan
+from swatool.averaging.plan import make_plan
+from swatool.averaging.policies import Policies
 from swatool.averaging.stream import Target, stream
 from swatool.checkpoints.opening import Reading, open_checkpoint
 from swatool.errors import CheckpointError, MismatchError
