@@ -5,7 +5,8 @@ PYTHON3 ?= python3
 TORCH ?= torch==2.13.0
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
-TEST_ARGS ?=
+# In two processes; empty, it is one, as a debugger needs it.
+TEST_ARGS ?= --numprocesses 2 --dist worksteal
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python

@@ -1,6 +1,5 @@
-import time
-
 import pytest
+from hanging import no_hang
 
 from swatool.averaging.plan import Action, make_plan
 from swatool.averaging.policies import CHOICES, Policies
@@ -250,10 +249,9 @@ def test_names_that_share_bytes_in_the_first_checkpoint_only_cost_no_time():
     names, source = [f"w{number}" for number in range(20_000)], Nowhere()
     tied = checkpoint("0", **{name: tensor(source=source) for name in names})
     apart = checkpoint("1", **{name: tensor(place=index) for index, name in enumerate(names)})
-    started = time.perf_counter()
-    planned = plan(tied, apart)
+    with no_hang():
+        planned = plan(tied, apart)
     assert planned.ties == {}
-    assert time.perf_counter() - started < 5
 
 
 def test_empty_tensors_are_not_tied():

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import time
 
 import pytest
+from hanging import no_hang
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,9 +84,8 @@ def test_pinwheel():
 
 def test_is_quick_with_many_parts():
     chunks = [Chunk((row, column), (1, 1)) for row in range(200) for column in range(200)]
-    started = time.perf_counter()
-    assert fault_of(chunks, (200, 200)) == ""
-    assert time.perf_counter() - started < 10
+    with no_hang():
+        assert fault_of(chunks, (200, 200)) == ""
 
 
 def test_refuses_cuts_along_too_many_dimensions():

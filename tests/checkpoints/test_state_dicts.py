@@ -1,8 +1,7 @@
 """Finding the state dict in what training scripts save, and taking prefixes off its names."""
 
-import time
-
 import pytest
+from hanging import no_hang
 
 from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, UnsupportedTensor
 from swatool.checkpoints.state_dicts import find_state_dict, without_prefixes
@@ -319,16 +318,14 @@ def test_a_dict_shared_a_million_times_is_looked_at_once():
     node = weights()
     for _ in range(7):
         node = {f"k{number}": node for number in range(10)}
-    before = time.monotonic()
-    find(node)
-    assert time.monotonic() - before < 2
+    with no_hang():
+        find(node)
 
 
 def test_many_dicts_take_no_more_than_linear_time():
     root = {f"layer{number}": {"w": tensor(1)} for number in range(20_000)}
-    before = time.monotonic()
-    refusal(root)
-    assert time.monotonic() - before < 2
+    with no_hang():
+        refusal(root)
 
 
 def test_what_is_no_tensor_is_skipped_and_told():

@@ -3,11 +3,11 @@
 import io
 import os
 import sys
-import time
 from contextlib import suppress
 
 import pytest
 import torch
+from hanging import no_hang
 
 from swatool.data import images
 from swatool.data.images import check_pillow, decode_image, read_bytes
@@ -120,10 +120,8 @@ class TestHostile:
         ("width", "height"), [(10_000, 9000), (20_000, 10_000), (2**31 - 1, 2**31 - 1), (0, 5)]
     )
     def test_a_bomb(self, pictures, width, height):
-        started = time.perf_counter()
-        with pytest.raises(DataError):
+        with no_hang(), pytest.raises(DataError):
             decode_image(pictures.bomb(width, height), PLAIN)
-        assert time.perf_counter() - started < 0.5
 
     def test_the_limit_is_that_of_this_module_whatever_pillows_is(self, pictures, monkeypatch):
         from PIL import Image

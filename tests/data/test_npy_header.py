@@ -3,7 +3,6 @@
 import io
 import pickle
 import struct
-import time
 import warnings
 from importlib.util import find_spec
 
@@ -104,12 +103,10 @@ DAMAGED = {
 
 @pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_header_is_one_sentence(raw):
-    started = time.perf_counter()
     with pytest.raises(DataError, match=r"^'x\.npy' is damaged or no \.npy array: .*np\.save$") as caught:
         read_npy_header(raw, "'x.npy'")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-    assert time.perf_counter() - started < 1
 
 
 def test_a_length_is_not_believed():

@@ -3,7 +3,6 @@
 import os
 import re
 import tempfile
-import time
 import tracemalloc
 from contextlib import contextmanager
 
@@ -110,10 +109,8 @@ HONEST = len(npy((100_000_000,), b"", "|u1")) + 100_000_000
 def test_a_bomb_is_refused_before_it_is_unpacked(opened, monkeypatch, claimed, message):
     raw = bomb(claimed)
     monkeypatch.setattr(npz.Archive, "_unpacked", lambda *_: pytest.fail("it is unpacked"))
-    started = time.perf_counter()
     with memory_below(4 << 20), pytest.raises(DataError, match=message):
         opened(raw)
-    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize(("more", "message"), [(5_000_000, "Bad CRC-32"), (-4, "Bad CRC-32")])

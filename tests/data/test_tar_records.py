@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import torch
+from hanging import no_hang
 from hostile.arrays import npy
 from hostile.tars import BAD_TARS, TWO, member, patched, tarred, value
 
@@ -189,10 +190,8 @@ def test_global_headers_do_not_pile_up(opened):
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, b"L"], ids=str)
 def test_headers_that_never_end_are_refused(opened, kind):
     one = patched(tarred((member("0", kind, size=10), b"9 path=aa\n")), 156, kind)[:1024]
-    started = time.perf_counter()
-    with pytest.raises(DataError, match="damaged"):
-        opened(one * 5000)
-    assert time.perf_counter() - started < 3
+    with no_hang(), pytest.raises(DataError, match="damaged"):
+        opened(one * 20_000)
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 1200, 1536, 2000])

@@ -1,11 +1,11 @@
 """Folders that torch.distributed.checkpoint loads."""
 
 import pickle
-import time
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hanging import no_hang
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from swatool.checkpoints import dcp_metadata as reading
@@ -132,9 +132,8 @@ def test_notes_are_kept(tmp_path):
 
 def test_ten_thousand_tensors(tmp_path):
     tensors = {f"layer{i}.weight": torch.full((1 + i % 7, 3), float(i)) for i in range(10_000)}
-    started = time.perf_counter()
-    layout = lay_out_dcp(described(tensors), {})
-    assert time.perf_counter() - started < 5
+    with no_hang():
+        layout = lay_out_dcp(described(tensors), {})
     path = write(layout, tensors, tmp_path / "a")
     some = {name: tensors[name] for name in list(tensors)[::997]}
     check_equal(loaded(path, some), some)

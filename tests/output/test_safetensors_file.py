@@ -1,9 +1,9 @@
-import time
 from importlib.util import find_spec
 
 import pytest
 import safetensors.torch
 import torch
+from hanging import no_hang
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,10 +130,9 @@ def test_the_limit_is_the_reference_readers():
             assert safetensors.torch.load(header) == {}
 
 
-def test_many_tensors_are_laid_out_quickly():
+def test_many_tensors_are_laid_out_in_linear_time():
     tensors = [
-        OutputTensor(f"model.layers.{i}.mlp.weight", DTYPES["bfloat16"], (64, 64)) for i in range(20_000)
+        OutputTensor(f"model.layers.{i}.mlp.weight", DTYPES["bfloat16"], (64, 64)) for i in range(100_000)
     ]
-    started = time.process_time()
-    lay_out(tensors, {})
-    assert time.process_time() - started < 0.5  # 0.1 s on an idle machine
+    with no_hang():
+        lay_out(tensors, {})
