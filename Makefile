@@ -19,7 +19,7 @@ RECALIBRATE = $(SWATOOL) recalibrate-bn --model $(DIGITS)/model.py:build --data 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-without-numpy lint check bench fuzz format clean
+.PHONY: help demo test test-without-numpy lint check bench fuzz fuzz-guided format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -60,6 +60,10 @@ bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
 
 fuzz: $(READY) ## Read damaged files of every format; FUZZ_COUNT=200000 of each takes an hour
 	PYTHONPATH=tests $(PYTHON) -m hostile.fuzz $(FUZZ_ARGS)
+
+fuzz-guided: $(READY) ## The same, but damage that reaches new code is damaged further; FUZZ_ARGS='--seconds 600'
+	$(PYTHON) -m pip install --quiet --editable ".[fuzz]"
+	PYTHONPATH=tests $(PYTHON) -m hostile.guided $(FUZZ_ARGS)
 
 format: $(READY) ## Format the code and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .

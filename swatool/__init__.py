@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from swatool.jobs.soup import SoupSettings, soup
     from swatool.jobs.soup_report import SoupReport
     from swatool.jobs.sweep_average import average_sweep
+    from swatool.jobs.verify import VerifySettings, verify
+    from swatool.jobs.verify_report import VerifyReport
     from swatool.report import Report, SweepReport
 
 __all__ = [
@@ -60,6 +62,8 @@ __all__ = [
     "SwatoolError",
     "SweepReport",
     "UsageError",
+    "VerifyReport",
+    "VerifySettings",
     "__version__",
     "average",
     "average_sweep",
@@ -69,6 +73,7 @@ __all__ = [
     "recalibrate_checkpoint",
     "run_recipe",
     "soup",
+    "verify",
 ]
 
 HOME = {
@@ -86,6 +91,8 @@ HOME = {
     "SoupReport": "swatool.jobs.soup_report",
     "SoupSettings": "swatool.jobs.soup_settings",
     "SweepReport": "swatool.report",
+    "VerifyReport": "swatool.jobs.verify_report",
+    "VerifySettings": "swatool.jobs.verify",
     "average": "swatool.jobs.average",
     "average_sweep": "swatool.jobs.sweep_average",
     "diff": "swatool.jobs.diff",
@@ -94,6 +101,7 @@ HOME = {
     "recalibrate_checkpoint": "swatool.jobs.recalibrate",
     "run_recipe": "swatool.jobs.recipes",
     "soup": "swatool.jobs.soup",
+    "verify": "swatool.jobs.verify",
 }
 
 

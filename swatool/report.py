@@ -34,6 +34,8 @@ class CheckpointReport:
         bytes: size of the file.
         coefficient: its factor in the average.
         key: where in the file the state dict was found; empty for the whole file.
+        sha256: of the file, or of the lines of `sha256sum` about the files of a folder; None if it was not
+            asked for.
     """
 
     path: str
@@ -41,6 +43,7 @@ class CheckpointReport:
     bytes: int
     coefficient: float
     key: str = ""
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class OutputReport:
         bytes: size of all files.
         files: of a folder, the files in it and their sizes in bytes; empty for a single file.
         format: `safetensors`, `pt`, `hf` or `dcp`.
+        sha256: of each file by its name; empty if it was not asked for.
     """
 
     path: str
     bytes: int
     files: Mapping[str, int] = field(default_factory=dict)
     format: str = "safetensors"
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,14 @@ class Seconds:
         stream: reading, arithmetic and writing.
         fsync: waiting until the output is on the disk.
         total: the whole call, importing torch included.
+        checksum: reading the checkpoints and the output for their checksums.
     """
 
     plan: float = 0.0
     stream: float = 0.0
     fsync: float = 0.0
     total: float = 0.0
+    checksum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ class Report:
             rounding left, measured on an evenly spaced sample; else None.
         warnings: sentences that deserve attention.
         estimate: in a dry run, what it would take; else None.
+        checksum: whether SHA-256 of the checkpoints and the output is recorded.
     """
 
     version: str
@@ -174,6 +182,7 @@ class Report:
     merge_signal_kept: float | None
     warnings: tuple[str, ...]
     estimate: Estimate | None = None
+    checksum: bool = False
 
     def as_json(self, *, names: bool = False) -> dict[str, object]:
         """Return the report as plain data for JSON; tensors are counted, or listed by name if `names`."""

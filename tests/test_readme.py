@@ -17,6 +17,7 @@ from swatool.cli.inspect import inspect as inspect_command
 from swatool.cli.recalibrate_bn import recalibrate_bn
 from swatool.cli.run import run
 from swatool.cli.soup import soup
+from swatool.cli.verify import verify
 from swatool.jobs.diff_report import ComparedCheckpoint, DiffReport
 from swatool.jobs.inspect_report import InspectReport, StateDictReport, TensorReport, Total
 from swatool.jobs.recalibrate_report import DataReport, RecalibrationReport, RecalibrationSeconds
@@ -24,6 +25,7 @@ from swatool.jobs.recipe_model import recipe_schema
 from swatool.jobs.recipe_reading import read_recipe
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, ProductReport, RecipeReport
 from swatool.jobs.soup_report import SoupMember, SoupReport
+from swatool.jobs.verify_report import ComparedSources, VerifyReport
 from swatool.report import Report
 
 ROOT = Path(__file__).parent.parent
@@ -37,9 +39,10 @@ COMMANDS = {
     "recalibrate-bn": recalibrate_bn,
     "inspect": inspect_command,
     "diff": diff,
+    "verify": verify,
 }
 # Options of other commands that a section speaks of.
-ALSO_NAMED = {"run": {"--save-recipe"}}
+ALSO_NAMED = {"run": {"--save-recipe"}, "verify": {"--checksum"}}
 SECTIONS = re.split(r"(?m)^(?=## )", README)
 REPORTS = {
     "average": (Report,),
@@ -48,6 +51,7 @@ REPORTS = {
     "run": (RecipeReport, ProductReport, EvaluationReport, CheckReport),
     "inspect": (InspectReport, StateDictReport, TensorReport, Total, Statistics),
     "diff": (DiffReport, ComparedCheckpoint, Difference),
+    "verify": (VerifyReport, ComparedSources),
 }
 
 

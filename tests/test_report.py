@@ -50,22 +50,29 @@ def test_json_has_every_field_and_a_schema_number():
         "method": "ema",
         "parameters": {"decay": 0.5},
         "checkpoints": [
-            {"path": "a.pt", "step": None, "bytes": 10, "coefficient": 0.25, "key": ""},
-            {"path": "b.pt", "step": 7, "bytes": 11, "coefficient": 0.75, "key": "model"},
+            {"path": "a.pt", "step": None, "bytes": 10, "coefficient": 0.25, "key": "", "sha256": None},
+            {"path": "b.pt", "step": 7, "bytes": 11, "coefficient": 0.75, "key": "model", "sha256": None},
         ],
         "figures": {"effective": 1.6, "lag": 2.0, "lag_unit": "steps", "l1": 1.0},
-        "output": {"path": "out", "bytes": 12, "files": {"model.safetensors": 12}, "format": "safetensors"},
+        "output": {
+            "path": "out",
+            "bytes": 12,
+            "files": {"model.safetensors": 12},
+            "format": "safetensors",
+            "sha256": {},
+        },
         "tensors": {"averaged": 2, "copied": 1, "dropped": 0, "tied": 1, "differing": 1},
         "dtype": {"float32": 8},
         "device": "cpu",
         "threads": 2,
-        "seconds": {"plan": 1.0, "stream": 2.0, "fsync": 3.0, "total": 7.0},
+        "seconds": {"plan": 1.0, "stream": 2.0, "fsync": 3.0, "total": 7.0, "checksum": 0.0},
         "bytes_read": 21,
         "bytes_written": 12,
         "peak_rss_bytes": 1000,
         "merge_signal_kept": 0.5,
         "warnings": ["careful"],
         "estimate": {"seconds": 4.5, "memory_bytes": 2000, "bytes_per_second": 1e9},
+        "checksum": False,
     }
     assert set(data) == {"schema"} | {field.name for field in dataclasses.fields(Report)}
 

@@ -22,7 +22,7 @@ from swatool.averaging.scheme_checks import (
 )
 from swatool.errors import UsageError, printable
 
-__all__ = ["LrWeighted", "Polynomial", "RestartedMean", "Swa", "Tail", "Wma", "Wsm"]
+__all__ = ["SCHEDULES", "LrWeighted", "Polynomial", "RestartedMean", "Swa", "Tail", "Wma", "Wsm"]
 
 LR_FIELDS = ("lr", "learning_rate", "last_lr", "current_lr", "lrs")
 

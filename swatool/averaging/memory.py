@@ -11,15 +11,21 @@ import ctypes
 import torch
 from torch import Tensor
 
-__all__ = ["Memory", "Rows", "bytes_of"]
+__all__ = ["Memory", "Rows", "bytes_of", "is_shortage"]
 
 ALIGNMENT = 64
+SHORTAGES = ("can't allocate memory", "bad_alloc")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """See a contiguous uint8 tensor in host memory, [n], as a buffer; valid while the tensor lives."""
     address = (ctypes.c_char * len(tensor)).from_address(tensor.data_ptr())
     return memoryview(address).cast("B")
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Tell whether torch found no memory. It has a type of error for that on CUDA; elsewhere only words say it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
 
 
 class Memory:

@@ -267,7 +267,9 @@ def _treatment(
     if not last.dtype.averageable:
         actions = {"last": Action.COPY_LAST, "first": Action.COPY_FIRST, "equal": Action.MUST_EQUAL}
         return Treatment(actions[policies.integers], _inputs(stored, rows), last.dtype, "")
-    rows = [_renormalized(name, row, every) for row, every in zip(rows, coefficients, strict=True)]
+    rows = [
+        _without_zeros(_renormalized(name, row, every)) for row, every in zip(rows, coefficients, strict=True)
+    ]
     return Treatment(
         Action.AVERAGE,
         _inputs(stored, rows),
@@ -291,6 +293,12 @@ def _inputs(
 def _only_the_last(row: Sequence[float | None]) -> list[float | None]:
     last = max(index for index, one in enumerate(row) if one is not None)
     return [1.0 if index == last else None for index in range(len(row))]
+
+
+def _without_zeros(row: Sequence[float | None]) -> Sequence[float | None]:
+    """Leave out checkpoints whose factor is zero: they need not be read, and their NaN is nobody's."""
+    kept = [None if one == 0 else one for one in row]
+    return kept if kept.count(None) < len(kept) else row
 
 
 def _renormalized(

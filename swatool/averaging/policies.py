@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swatool.errors import UsageError, printable
+from swatool.choices import check_choices, choice
+from swatool.errors import UsageError
 
-__all__ = ["CHOICES", "Policies"]
+__all__ = ["DTYPES", "Policies"]
 
-CHOICES = {
-    "match": ("exact", "intersection", "union"),
-    "integers": ("last", "first", "equal"),
-    "tied": ("keep", "drop"),
-    "dtype": ("same", "float32", "bfloat16", "float16"),
-    "accumulate": ("auto", "float32", "float64"),
-}
+DTYPES = ("same", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +30,15 @@ class Policies:
         allow_nonfinite: write NaN and Inf instead of refusing them.
     """
 
-    match: str = "exact"
-    integers: str = "last"
-    tied: str = "keep"
+    match: str = choice(("exact", "intersection", "union"), default="exact")
+    integers: str = choice(("last", "first", "equal"), default="last")
+    tied: str = choice(("keep", "drop"), default="keep")
     exclude: tuple[str, ...] = ()
-    dtype: str = "same"
-    accumulate: str = "auto"
+    dtype: str = choice(DTYPES, default="same")
+    accumulate: str = choice(("auto", "float32", "float64"), default="auto")
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
             raise UsageError("exclude must be a tuple of patterns, not one text")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"--{name} must be one of {', '.join(choices)}, not {printable(getattr(self, name))}"
-                )
+        check_choices(self)

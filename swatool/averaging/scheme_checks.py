@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from swatool.averaging.scheme import Steps
+from swatool.choices import not_among
 from swatool.errors import UsageError, printable
 
 __all__ = [
@@ -91,7 +92,7 @@ def tuple_of_numbers(
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
     """Raise UsageError unless the value is one of a few words."""
     if value not in choices:
-        raise UsageError(f"{option(field)} must be one of {', '.join(choices)}, not {_shown(value)}")
+        raise UsageError(f"{option(field)} {not_among(choices, value, {})}")
 
 
 def check_flag(field: str, value: object) -> None:

@@ -9,9 +9,11 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from swatool.averaging.mean_schemes import SCHEDULES
 from swatool.averaging.scheme import Scheme
-from swatool.averaging.scheme_checks import option
-from swatool.averaging.schemes import SCHEMES, make_scheme
+from swatool.averaging.scheme_checks import SPACINGS, option
+from swatool.averaging.schemes import OTHER_NAMES, SCHEMES, make_scheme
+from swatool.choices import choice
 
 __all__ = ["SchemeChoice", "SchemeOption", "scheme_options"]
 
@@ -26,7 +28,7 @@ class SchemeChoice:
         method: the scheme; None is `weights` if weights are given, else `swa`.
     """
 
-    method: str | None = None
+    method: str | None = choice(SCHEMES, default=None, other_names=OTHER_NAMES)
     decay: float | None = None
     debias: bool | None = None
     per_step: int | None = None
@@ -35,13 +37,13 @@ class SchemeChoice:
     min_decay: float | None = None
     gamma: float | None = None
     sigma_rel: float | None = None
-    spacing: str | None = None
+    spacing: str | None = choice(SPACINGS, default=None)
     target_step: int | None = None
     normalize: bool | str | None = None
     profile: str | None = None
     sigma_rels: tuple[float, ...] | None = None
     snapshot_steps: tuple[int, ...] | None = None
-    schedule: str | None = None
+    schedule: str | None = choice(SCHEDULES, default=None)
     alpha: float | None = None
     eta: float | None = None
     lrs: tuple[float, ...] | None = None

@@ -18,6 +18,7 @@ from swatool.averaging.mean_schemes import LrWeighted, Polynomial, RestartedMean
 from swatool.averaging.posthoc_scheme import PosthocEma
 from swatool.averaging.scheme import Described, OnlineScheme, Scheme, Steps
 from swatool.averaging.scheme_checks import option
+from swatool.choices import not_among
 from swatool.errors import UsageError, printable
 
 __all__ = [
@@ -110,9 +111,7 @@ def make_scheme(method: str, parameters: Mapping[str, object]) -> Scheme:
             out of range.
     """
     if method not in SCHEMES:
-        raise UsageError(
-            f"--method must be one of {', '.join(SCHEMES)}, not {printable(method)}{_method_hint(method)}"
-        )
+        raise UsageError(f"--method {not_among(SCHEMES, method, OTHER_NAMES)}")
     scheme = SCHEMES[method]
     given = {name: value for name, value in parameters.items() if value is not None}
     known = {field.name: field for field in fields(scheme)}
@@ -137,14 +136,6 @@ def informed(scheme: Scheme, steps: Steps, checkpoints: Sequence[Described]) -> 
     inform = getattr(scheme, "informed", None)
     found: Scheme = scheme if inform is None else inform(steps, checkpoints)
     return found
-
-
-def _method_hint(method: object) -> str:
-    name = str(method).lower().replace("_", "-")
-    if name in OTHER_NAMES:
-        return f"; that is {OTHER_NAMES[name]}"
-    near = difflib.get_close_matches(name, SCHEMES, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _no_such_parameter(method: str, name: str, known: Sequence[str]) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 
 from swatool.averaging.blocks import Block
-from swatool.errors import SwatoolError
+from swatool.averaging.memory import is_shortage
+from swatool.errors import OutputError, SwatoolError
 
 __all__ = ["Worker", "run_blocks"]
 
@@ -48,6 +49,8 @@ def run_blocks(
 
     Raises:
         SwatoolError: what the first worker that failed raised; the others begin no further block.
+        OutputError: the system has no thread left for any of them.
+        MemoryError: there is not memory enough.
     """
     source = _Shared(enumerate(blocks))
     torch_threads = torch.get_num_threads()
@@ -66,7 +69,7 @@ def _run(
     progress: Callable[[int], None] | None,
 ) -> None:
     try:
-        pending = {pool.submit(_work, worker, source, device) for worker in workers}
+        pending = set(_started(pool, workers, source, device))
         while pending:
             done, pending = wait(pending, timeout=TICK, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -76,6 +79,19 @@ def _run(
     finally:
         # Whatever ended the loop, Ctrl-C included, no worker begins another block.
         source.stop()
+
+
+def _started(
+    pool: ThreadPoolExecutor, workers: Sequence[Worker], source: _Shared, device: torch.device
+) -> Iterator[Future[None]]:
+    """Start a thread for each worker; if the system has not so many, the others do all the work."""
+    for number, worker in enumerate(workers):
+        try:
+            yield pool.submit(_work, worker, source, device)
+        except RuntimeError as error:
+            if number == 0:
+                raise OutputError(f"cannot start a thread: {error}") from error
+            return
 
 
 def _work(worker: Worker, source: _Shared, device: torch.device) -> None:
@@ -88,6 +104,10 @@ def _work(worker: Worker, source: _Shared, device: torch.device) -> None:
                 worker.work(*item)
             except SwatoolError:
                 source.stop()
+                raise
+            except RuntimeError as error:
+                if is_shortage(error):
+                    raise MemoryError from error
                 raise
 
 

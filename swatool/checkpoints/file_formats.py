@@ -9,7 +9,7 @@ from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Source
 
-__all__ = ["read_file"]
+__all__ = ["ZIP_MAGIC", "read_file"]
 
 BEGINNING = 512
 LEGACY_MAGIC = (

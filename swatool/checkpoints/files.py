@@ -9,8 +9,8 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from swatool.errors import CheckpointError, OutputError, printable
 from swatool.tensors import Buffer
@@ -19,6 +19,8 @@ __all__ = ["LocalFile", "LocalFiles", "LocalFolder"]
 
 MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
 SPARE_DESCRIPTORS = 64  # what the rest of the process may still open
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
+T = TypeVar("T")
 
 
 class Identity(NamedTuple):
@@ -40,12 +42,7 @@ class LocalFile:
         try:
             self._descriptor = _open(self.path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise OutputError(
-                    f"cannot open {printable(self.path)}: too many files are open; raise ulimit -n"
-                ) from error
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise CheckpointError(f"cannot open {printable(self.path)}: {reason}") from error
+            raise _refusal("open", self.path, error) from error
         try:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -110,7 +107,11 @@ class LocalFile:
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the file was written to or truncated since it was opened."""
-        if _identity(os.fstat(self._descriptor)) != self._identity:
+        try:
+            now = _identity(os.fstat(self._descriptor))
+        except OSError as error:  # on a network, of a file that is gone
+            raise CheckpointError(f"cannot look at {printable(self.path)}: {error.strerror}") from error
+        if now != self._identity:
             raise CheckpointError(
                 f"{printable(self.path)} changed while it was read: average a finished copy of it"
             )
@@ -134,6 +135,11 @@ class LocalFiles:
         if key not in self._files:
             self._files[key] = LocalFile(key)
         return self._files[key]
+
+    @property
+    def opened(self) -> tuple[LocalFile, ...]:
+        """The files, in the order in which they were opened."""
+        return tuple(self._files.values())
 
     @property
     def size(self) -> int:
@@ -174,9 +180,9 @@ class LocalFolder:
         self.path = os.fspath(path)
         self._files = files
         try:
-            self.names = tuple(sorted(os.listdir(self.path)))
+            self.names = tuple(sorted(_with_room(lambda: os.listdir(self.path))))
         except OSError as error:
-            raise CheckpointError(f"cannot list {printable(self.path)}: {error.strerror}") from error
+            raise _refusal("list", self.path, error) from error
 
     def open(self, name: str) -> LocalFile:
         """Open a file that lies in the folder itself, or is linked there.
@@ -194,17 +200,30 @@ def _open(path: str) -> int:
     """Open a file for reading, and keep room for the files of others under the process's own limit."""
     # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit():
-            raise
-        descriptor = os.open(path, flags)
+    descriptor = _with_room(lambda: os.open(path, flags))
     # The system gives the lowest number that is free.
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and descriptor + SPARE_DESCRIPTORS > soft:
         _raise_limit()
     return descriptor
+
+
+def _with_room(opening: Callable[[], T]) -> T:
+    """Open something, for which the process may first have to let itself have more open files."""
+    try:
+        return opening()
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_limit():
+            raise
+    return opening()
+
+
+def _refusal(what: str, path: str, error: OSError | ValueError) -> CheckpointError | OutputError:
+    """Put into a sentence why something could not be opened."""
+    if isinstance(error, OSError) and error.errno in TOO_MANY_OPEN:
+        return OutputError(f"cannot {what} {printable(path)}: too many files are open; raise ulimit -n")
+    reason = error.strerror if isinstance(error, OSError) else error
+    return CheckpointError(f"cannot {what} {printable(path)}: {reason}")
 
 
 def _raise_limit() -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from swatool.checkpoints.folder_formats import is_checkpoint
 from swatool.checkpoints.opening import Checkpoint
+from swatool.choices import check_choices, choice
 from swatool.errors import CheckpointError, UsageError, printable
 
 __all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "passed_over", "select", "step_in_name"]
@@ -48,7 +49,7 @@ class Selection:
         last: then keep so many of the newest.
     """
 
-    sort: str = "step"
+    sort: str = choice(SORTS, default="step")
     min_step: int | None = None
     max_step: int | None = None
     every: int | None = None
@@ -56,8 +57,7 @@ class Selection:
     last: int | None = None
 
     def __post_init__(self) -> None:
-        if self.sort not in SORTS:
-            raise UsageError(f"--sort must be one of {', '.join(SORTS)}, not {printable(self.sort)}")
+        check_choices(self)
         for name in ("every", "first", "last"):
             value = getattr(self, name)
             if value is not None and value < 1:

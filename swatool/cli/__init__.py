@@ -10,11 +10,12 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 import typer
 
+from swatool.errors import OutputError
 from swatool.version import __version__
 
 __all__ = ["app", "main"]
@@ -28,8 +29,9 @@ COMMANDS: Mapping[str, str] = {
     "recalibrate-bn": "Recompute the BatchNorm statistics of a checkpoint on data, and write it with them.",
     "inspect": "Show what lies in checkpoints: state dicts, tensors, steps and metrics.",
     "diff": "Compare two checkpoints: names, shapes, types, and the values of each tensor, the worst first.",
+    "verify": "Check outputs: header, sizes, finite values, checksums, and that they average their sources.",
 }
-ENDING_AT_ONCE = ("average", "inspect", "diff")  # they run nobody else's code
+ENDING_AT_ONCE = ("average", "inspect", "diff", "verify")  # they run nobody else's code
 
 
 def __getattr__(name: str) -> object:
@@ -52,16 +54,14 @@ def _app(named: Collection[str]) -> typer.Typer:
     )
     app.callback()(swatool)
     for command, summary in COMMANDS.items():
-        app.command(command, help=None if command in named else summary)(
-            _function(command) if command in named else _introduced
-        )
+        if command in named:
+            name = command.replace("-", "_")
+            module = importlib.import_module(f"swatool.cli.{name}")
+            # One that parses its arguments in a way of its own brings the class that does so.
+            app.command(command, cls=getattr(module, "Command", None))(getattr(module, name))
+        else:
+            app.command(command, help=summary)(_introduced)
     return app
-
-
-def _function(command: str) -> Callable[..., None]:
-    name = command.replace("-", "_")
-    found: Callable[..., None] = getattr(importlib.import_module(f"swatool.cli.{name}"), name)
-    return found
 
 
 def _introduced() -> None:
@@ -98,6 +98,9 @@ def main() -> None:
         if set(asked_for) & set(ENDING_AT_ONCE) and not runs_others and isinstance(ended.code, int):
             _end_at_once(ended.code)
         raise
+    except (MemoryError, ImportError) as error:  # no command has begun that would take care of them
+        sys.stderr.write(f"error: the system failed: {str(error) or 'out of memory'}\n")
+        raise SystemExit(OutputError.exit_code) from None
 
 
 def _end_at_once(code: int) -> None:

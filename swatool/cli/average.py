@@ -10,6 +10,7 @@ import typer
 from swatool.averaging.schemes import SCHEMES
 from swatool.cli.options import (
     AsJson,
+    Checksum,
     Device,
     KeepPrefix,
     Key,
@@ -141,6 +142,7 @@ def average(
         int | None, typer.Option("--threads", "-j", help="Workers; default: the cores that may be used.")
     ] = DEFAULTS.threads,
     overwrite: Overwrite = DEFAULTS.overwrite,
+    checksum: Checksum = DEFAULTS.checksum,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
     ] = DEFAULTS.dry_run,
@@ -198,6 +200,7 @@ def average(
         device=device,
         threads=threads,
         overwrite=overwrite,
+        checksum=checksum,
         dry_run=dry_run,
     )
     scoring = _scoring(evaluate, metric, mode, keep)

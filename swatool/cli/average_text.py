@@ -26,7 +26,9 @@ def tell_plan(telling: Telling, sweep: SweepReport) -> None:
     for report in reports:
         telling.lines(_plan_lines(report, telling.verbose))
     reading = {(report.bytes_read, _is_wide(report)) for report in reports}
-    telling.begin("averaging", sum(nbytes for nbytes, _ in reading), in_bytes=True)
+    hashing = {one.path: one.bytes for report in reports if report.checksum for one in report.checkpoints}
+    total = sum(nbytes for nbytes, _ in reading) + sum(hashing.values())
+    telling.begin("averaging", total, in_bytes=True)
 
 
 def tell_summary(telling: Telling, sweep: SweepReport) -> None:
@@ -129,6 +131,8 @@ def _summary_lines(report: Report) -> list[str]:
         f"{seconds.stream:.2f} s reading, adding and writing ({size(rate)}/s), {seconds.fsync:.2f} s fsync, "
         f"{seconds.total:.2f} s in all; peak memory {size(report.peak_rss_bytes)}",
     ]
+    if report.checksum:
+        lines.append(f"SHA-256 of the checkpoints and of the output recorded, in {seconds.checksum:.2f} s")
     if report.merge_signal_kept is not None:
         lines.append(f"merge signal kept: {report.merge_signal_kept:.1%} ({', '.join(report.dtype)})")
     return lines

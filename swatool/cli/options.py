@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "Checksum",
     "Device",
     "KeepPrefix",
     "Key",
@@ -46,6 +47,12 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-j", help="Workers; default: the cores that may be used.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Checksum = Annotated[
+    bool,
+    typer.Option(
+        "--checksum", help="Record SHA-256 of the inputs and of the output; check torch files' CRCs."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 

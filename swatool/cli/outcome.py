@@ -20,6 +20,7 @@ from typing import ParamSpec
 import typer
 
 from swatool.errors import OutputError, SwatoolError, printable
+from swatool.output.unfinished import discard_unfinished
 
 __all__ = [
     "ending_in_an_exit_code",
@@ -58,6 +59,8 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
             raise tell_error(_with_notes(what, stopped), 128 + stopped.number, as_json) from None
         except MemoryError as error:
             raise tell_error(_with_notes("out of memory", error), OutputError.exit_code, as_json) from None
+        except ImportError as error:  # without memory, or where something is not installed rightly
+            raise tell_error(f"the system failed: {error}", OutputError.exit_code, as_json) from None
         except BrokenPipeError:
             # Nobody reads stdout any more; Python must not complain about that once again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -127,8 +130,12 @@ def tell_error(message: str, code: int, as_json: bool) -> typer.Exit:
 
 @contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Let the first signal raise Stopped; a second one ends the process at once, as if nobody cared."""
+    """Let the first signal raise Stopped; a second one ends the process at once, as if nobody cared.
+
+    Stopped is what comes of it in any case, though it be lost, or another error follow from it.
+    """
     process = os.getpid()
+    came: list[Stopped] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         if os.getpid() != process:  # a data loader's worker, forked, which should just end
@@ -141,7 +148,8 @@ def _signals_raised() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL)
         # What is torn down on the way out may complain of it, and nobody is helped by that.
         sys.unraisablehook = lambda _: None
-        raise Stopped(number)
+        came.append(Stopped(number))
+        raise came[0]
 
     # A signal that is ignored from outside, as under nohup, stays ignored.
     caught = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
@@ -151,3 +159,6 @@ def _signals_raised() -> Iterator[None]:
     finally:
         for one, handler in before:
             signal.signal(one, handler)
+        if came:
+            discard_unfinished()
+            raise came[0]

@@ -12,6 +12,7 @@ import typer
 
 from swatool.cli.options import (
     AsJson,
+    Checksum,
     Device,
     KeepPrefix,
     Key,
@@ -124,6 +125,7 @@ def recalibrate_bn(
         int | None, typer.Option("--threads", "-j", help="Of torch; default: as torch chooses.")
     ] = DEFAULTS.threads,
     overwrite: Overwrite = DEFAULTS.overwrite,
+    checksum: Checksum = DEFAULTS.checksum,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load everything, print the plan and write nothing.")
     ] = DEFAULTS.dry_run,
@@ -167,6 +169,7 @@ def recalibrate_bn(
         dtype=dtype,
         threads=threads,
         overwrite=overwrite,
+        checksum=checksum,
         dry_run=dry_run,
     )
     target = output or default_output(checkpoint)

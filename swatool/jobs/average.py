@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
@@ -20,6 +20,7 @@ from swatool.jobs.average_output import choose_format
 from swatool.jobs.average_plan import Request, plan_averages
 from swatool.jobs.average_report import AverageJob, finished_report, planned_report
 from swatool.jobs.average_settings import DEFAULT_OUTPUT, AverageSettings
+from swatool.jobs.hashing import hash_checkpoints
 from swatool.jobs.running import uncollected
 from swatool.output.writing import Pending, publish_all, writing
 from swatool.report import Report, Seconds
@@ -117,8 +118,41 @@ def average_all(
         if on_plan is not None:
             on_plan([reports[request.output] for request in requests])
         if not settings.dry_run:
-            reports = _carry_out(groups, settings, reports, started, on_progress)
+            hashed = _Hashed()
+            if settings.checksum:
+                hashed = _hash(groups, settings.workers(), on_progress)
+                groups = plan_averages(opened, requests, tuple(passed_over(given)), hashed.digests)
+            reports = _carry_out(groups, settings, reports, started, hashed, on_progress)
         return [reports[request.output] for request in requests]
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """What came of reading the checkpoints for their checksums.
+
+    Attributes:
+        digests: by the checkpoint's identity.
+        nbytes: that were read.
+        seconds: that it took.
+    """
+
+    digests: Mapping[int, str] = field(default_factory=dict)
+    nbytes: int = 0
+    seconds: float = 0.0
+
+    def continued(self, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+        """Return what tells of bytes that are read after these."""
+        return None if progress is None else lambda done: progress(self.nbytes + done)
+
+
+def _hash(
+    groups: Sequence[Sequence[AverageJob]], threads: int, on_progress: Callable[[int], None] | None
+) -> _Hashed:
+    started = time.perf_counter()
+    used = {id(one): one for jobs in groups for one in jobs[0].plan.checkpoints}
+    found = hash_checkpoints(list(used.values()), threads, on_progress)
+    nbytes = sum(one.files.size for one in used.values())
+    return _Hashed(dict(zip(used, found, strict=True)), nbytes, time.perf_counter() - started)
 
 
 @contextmanager
@@ -138,6 +172,7 @@ def _carry_out(
     settings: AverageSettings,
     reports: dict[str, Report],
     started: float,
+    hashed: _Hashed,
     on_progress: Callable[[int], None] | None,
 ) -> dict[str, Report]:
     """Stream each group of jobs, and publish the outputs of all."""
@@ -146,22 +181,41 @@ def _carry_out(
         done = []
         for jobs in groups:
             begun = [
-                stack.enter_context(writing(job.layout, job.output, overwrite=settings.overwrite))
+                stack.enter_context(
+                    writing(
+                        job.layout,
+                        job.output,
+                        overwrite=settings.overwrite,
+                        checksum=settings.checksum,
+                        threads=job.threads,
+                    )
+                )
                 for job in jobs
             ]
             pending += begun
-            done.append(_stream(jobs, begun, settings, on_progress))
+            done.append(_stream(jobs, begun, settings, hashed.continued(on_progress)))
+        sealing = time.perf_counter()
+        for one in pending:
+            one.seal()
+        checksum = hashed.seconds + time.perf_counter() - sealing if settings.checksum else 0.0
         for jobs in groups:
             for checkpoint in jobs[0].plan.checkpoints:
                 checkpoint.files.check_unchanged()
         fsync = publish_all(pending)
     total = time.perf_counter() - started
     finished = {}
+    made = iter(pending)
     for jobs, streamed in zip(groups, done, strict=True):
         for job, result in zip(jobs, streamed.results, strict=True):
-            plan = reports[job.output].seconds.plan
-            seconds = Seconds(plan, streamed.seconds, fsync, total)
-            finished[job.output] = finished_report(job, reports[job.output], result, streamed.device, seconds)
+            planned = reports[job.output]
+            finished[job.output] = finished_report(
+                job,
+                planned,
+                result,
+                device=streamed.device,
+                seconds=Seconds(planned.seconds.plan, streamed.seconds, fsync, total, checksum),
+                digests=next(made).digests,
+            )
     return finished
 
 

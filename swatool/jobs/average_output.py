@@ -12,6 +12,7 @@ from swatool.averaging.policies import Policies
 from swatool.checkpoints.files import LocalFiles, LocalFolder
 from swatool.checkpoints.hf_folder import is_index
 from swatool.checkpoints.opening import Checkpoint, Reading
+from swatool.choices import check_choices, choice
 from swatool.errors import UsageError, printable
 from swatool.jobs.likeness import lay_out_like, read_likeness
 from swatool.output.dcp_folder import lay_out_dcp
@@ -59,14 +60,13 @@ class OutputOptions:
         sidecars: copy the configuration and the tokenizer from the newest checkpoint to a folder.
     """
 
-    format: str | None = None
+    format: str | None = choice(FORMATS, default=None)
     max_shard_size: int | str | None = None
     sidecars: bool = True
     like: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format is not None and self.format not in FORMATS:
-            raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {printable(self.format)}")
+        check_choices(self)
         if self.max_shard_size is not None:
             if self.format not in (None, *FOLDERS):
                 raise UsageError(f"--max-shard-size does not belong to --format {self.format}")
@@ -120,12 +120,18 @@ class LayoutSettings(Reading, Policies, OutputOptions):
 
 
 def check_place(
-    output: str, chosen: str, overwrite: bool, inputs: Collection[tuple[int, int]], nbytes: int
+    output: str,
+    chosen: str,
+    overwrite: bool,
+    inputs: Collection[tuple[int, int]],
+    nbytes: int,
+    *,
+    checksum: bool = False,
 ) -> None:
     """Refuse an output of about so many bytes, as `check_output` does, before it can be laid out."""
     alone = one_file([], {}, nbytes)
     layout = together({"a file": alone}) if chosen in FOLDERS else alone
-    check_output(layout, output, overwrite=overwrite, inputs=inputs)
+    check_output(layout, output, overwrite=overwrite, inputs=inputs, checksum=checksum)
 
 
 def lay_out_average(

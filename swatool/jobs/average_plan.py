@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from swatool.errors import MismatchError, OutputError, UsageError, printable
 from swatool.jobs.average_output import choose_format, lay_out_average
 from swatool.jobs.average_report import AverageJob, scheme_parameters, selection_warnings
 from swatool.jobs.average_settings import AverageSettings, choose
+from swatool.jobs.hashing import UNKNOWN
+from swatool.jobs.provenance import provenance_text
 from swatool.jobs.running import METADATA_KEY
+from swatool.output.checksums import with_sums
 from swatool.output.writing import check_output, check_room_for_all
-from swatool.version import __version__
 
 __all__ = ["Request", "plan_averages"]
 
@@ -57,7 +58,10 @@ class _Chosen:
 
 
 def plan_averages(
-    opened: Sequence[Checkpoint], requests: Sequence[Request], warnings: Sequence[str]
+    opened: Sequence[Checkpoint],
+    requests: Sequence[Request],
+    warnings: Sequence[str],
+    digests: Mapping[int, str] | None = None,
 ) -> list[list[AverageJob]]:
     """Decide everything about some averages; each list of jobs shares one plan, and one read.
 
@@ -65,6 +69,8 @@ def plan_averages(
         opened: the checkpoints.
         requests: what is asked for; the requests differ in their selections and schemes only.
         warnings: what deserves attention about the inputs.
+        digests: where checksums are asked for, SHA-256 of the checkpoints by their identity; None: they are
+            not known yet, and their room is kept.
 
     Raises:
         UsageError: a request cannot be carried out.
@@ -73,9 +79,11 @@ def plan_averages(
     """
     chosen = [_choose(opened, request) for request in requests]
     inputs = {key for checkpoint in opened for key in checkpoint.files.keys}
+    if digests is None:
+        digests = {id(one): UNKNOWN for one in opened if requests[0].settings.checksum}
     # What needs wider sums is computed apart, so that it changes nothing of the others.
     groups = [[one for one in chosen if one.wide is wide] for wide in (False, True)]
-    found = [_plan_group(opened, group, inputs, warnings) for group in groups if group]
+    found = [_plan_group(opened, group, inputs, warnings, digests) for group in groups if group]
     if len(requests) > 1 and not requests[0].settings.dry_run:
         check_room_for_all({job.output: job.layout for jobs in found for job in jobs})
     return found
@@ -101,6 +109,7 @@ def _plan_group(
     group: Sequence[_Chosen],
     inputs: set[tuple[int, int]],
     warnings: Sequence[str],
+    digests: Mapping[int, str],
 ) -> list[AverageJob]:
     first = group[0].request.settings
     policies = dataclasses.replace(first, accumulate="float64") if group[0].wide else first
@@ -111,7 +120,8 @@ def _plan_group(
     plan = make_plan(checkpoints, [_row(chosen, checkpoints) for chosen in group], policies)
     jobs = []
     for index, chosen in enumerate(group):
-        jobs.append(_checked(_job(chosen, plan, index, warnings), chosen.request.settings, inputs))
+        job = _job(chosen, plan, index, warnings, digests)
+        jobs.append(_checked(job, chosen.request.settings, inputs))
     return jobs
 
 
@@ -123,7 +133,12 @@ def _checked(job: AverageJob, settings: AverageSettings, inputs: set[tuple[int, 
             inside = f"{printable(job.output)} would lie inside of {printable(one.path)}"
             raise UsageError(f"{inside}, which is averaged: choose another -o")
     check_output(
-        job.layout, job.output, overwrite=settings.overwrite, inputs=inputs, room=not settings.dry_run
+        job.layout,
+        job.output,
+        overwrite=settings.overwrite,
+        inputs=inputs,
+        room=not settings.dry_run,
+        checksum=settings.checksum,
     )
     if not settings.dry_run:
         return job
@@ -143,12 +158,23 @@ def _row(chosen: _Chosen, checkpoints: Sequence[Checkpoint]) -> list[float | Non
     return [by_checkpoint.get(id(checkpoint)) for checkpoint in checkpoints]
 
 
-def _job(chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str]) -> AverageJob:
+def _job(
+    chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str], digests: Mapping[int, str]
+) -> AverageJob:
     settings, output = chosen.request.settings, chosen.request.output
     dated, scheme, coefficients = chosen.dated, chosen.scheme, chosen.coefficients
     checkpoints = [one.checkpoint for one in dated]
-    said = {METADATA_KEY: _provenance(chosen, frozen_layers(checkpoints))}
-    layout, layout_warnings = lay_out_average(plan, settings, output, checkpoints[-1], said)
+    provenance = provenance_text(
+        scheme,
+        scheme_parameters(scheme),
+        settings,
+        list(zip(dated, coefficients, strict=True)),
+        digests=digests,
+        frozen=frozen_layers(checkpoints),
+    )
+    layout, layout_warnings = lay_out_average(
+        plan, settings, output, checkpoints[-1], {METADATA_KEY: provenance}
+    )
     steps, paths = [one.step for one in dated], [checkpoint.path for checkpoint in checkpoints]
     return AverageJob(
         scheme=scheme,
@@ -156,11 +182,12 @@ def _job(chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str]) -> Av
         coefficients=coefficients,
         plan=plan,
         index=index,
-        layout=layout,
+        layout=with_sums(layout) if settings.checksum else layout,
         format=choose_format(output, settings),
         output=output,
         device=settings.device,
         threads=settings.workers(),
+        digests=digests,
         warnings=(
             *warnings,
             *(warning for checkpoint in checkpoints for warning in checkpoint.warnings),
@@ -195,27 +222,3 @@ def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
                 "--allow-duplicates to count it twice"
             )
         seen[checkpoint.files.keys] = path
-
-
-def _provenance(chosen: _Chosen, frozen: Sequence[str]) -> str:
-    provenance: dict[str, object] = {
-        "version": __version__,
-        "method": chosen.scheme.name,
-        "parameters": scheme_parameters(chosen.scheme),
-        "sources": [
-            _source(checkpoint, step, coefficient)
-            for (checkpoint, step), coefficient in zip(chosen.dated, chosen.coefficients, strict=True)
-        ],
-    }
-    if frozen:
-        provenance["frozen_statistics"] = frozen
-    return json.dumps(provenance)
-
-
-def _source(checkpoint: Checkpoint, step: int | None, coefficient: float) -> Mapping[str, object]:
-    return {
-        "name": os.path.basename(os.path.normpath(checkpoint.path)),
-        "size": checkpoint.files.size,
-        "step": step,
-        "coefficient": coefficient,
-    }

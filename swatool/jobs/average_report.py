@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class AverageJob:
         index: which of the plan's outputs this is.
         layout, format, output, device, threads: how and where it is made.
         warnings: what deserves attention.
+        digests: where checksums are asked for, SHA-256 of each checkpoint by its identity.
     """
 
     scheme: Scheme
@@ -65,6 +66,7 @@ class AverageJob:
     device: str
     threads: int
     warnings: tuple[str, ...]
+    digests: Mapping[int, str]
 
     @cached_property
     def bytes_read(self) -> int:
@@ -114,16 +116,38 @@ def planned_report(job: AverageJob, seconds: Seconds, estimate: Estimate | None 
         merge_signal_kept=None,
         warnings=job.warnings,
         estimate=estimate,
+        checksum=bool(job.digests),
     )
 
 
 def finished_report(
-    job: AverageJob, planned: Report, result: StreamResult, device: str, seconds: Seconds
+    job: AverageJob,
+    planned: Report,
+    result: StreamResult,
+    *,
+    device: str,
+    seconds: Seconds,
+    digests: Mapping[str, str],
 ) -> Report:
-    """Return what was done, from the report of the plan and the outcome of carrying it out."""
+    """Return what was done, from the report of the plan and the outcome of carrying it out.
+
+    Args:
+        job: what was to be done.
+        planned: the report of the plan.
+        result: what happened to the blocks.
+        device: where the arithmetic was done.
+        seconds: where the time went.
+        digests: SHA-256 of the output's files by name; nothing if that was not asked for.
+    """
+    checkpoints = [
+        dataclasses.replace(one, sha256=job.digests.get(id(dated.checkpoint)))
+        for one, dated in zip(planned.checkpoints, job.dated, strict=True)
+    ]
     return dataclasses.replace(
         planned,
         dry_run=False,
+        checkpoints=tuple(checkpoints),
+        output=dataclasses.replace(planned.output, sha256=digests),
         tensors=dataclasses.replace(planned.tensors, differing=tuple(sorted(result.differing))),
         device=device,
         seconds=seconds,

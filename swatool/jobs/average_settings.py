@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from swatool.averaging.scheme_choice import SchemeChoice
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, select
+from swatool.choices import choice
 from swatool.errors import UsageError
 from swatool.jobs.average_output import LayoutSettings
 from swatool.jobs.metrics import MODES, best, metric_values
@@ -33,14 +34,12 @@ class Choosing(Selection):
 
     best: int | None = None
     metric: str | None = None
-    mode: str | None = None
+    mode: str | None = choice(MODES, default=None)
     metrics: str | None = None
     allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
         Selection.__post_init__(self)
-        if self.mode is not None and self.mode not in MODES:
-            raise UsageError(f"--mode must be one of {', '.join(MODES)}, not {self.mode!r}")
         if self.best is None:
             if self.metrics is not None:
                 raise UsageError("--metrics has no use without --best N")

@@ -21,7 +21,7 @@ from swatool.data.options import Data, DataOptions
 from swatool.errors import MismatchError, printable
 from swatool.jobs.average_output import OutputOptions, check_place, choose_format
 from swatool.jobs.evaluation import evaluate, load_function
-from swatool.jobs.recalibrate_output import new_statistics, write_recalibrated
+from swatool.jobs.recalibrate_output import Written, new_statistics, write_recalibrated
 from swatool.jobs.recalibrate_report import (
     DataReport,
     InputReport,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from swatool.batchnorm.report import BatchNormReport, Progress
     from swatool.checkpoints.opening import Checkpoint
 
-__all__ = ["files_named_in", "recalibrate_checkpoint"]
+__all__ = ["check_recalibration", "files_named_in", "recalibrate_checkpoint"]
 
 
 def recalibrate_checkpoint(
@@ -96,13 +96,12 @@ def recalibrate_checkpoint(
         opened = stack.enter_context(closing(open_checkpoint(checkpoint, settings)))
         inputs = {*opened.files.keys, *files_named_in(model, data, settings.forward, settings.evaluate)}
         nbytes = sum(stored.nbytes for stored in opened.tensors.values())
-        check_place(target, choose_format(target, OutputOptions()), settings.overwrite, inputs, nbytes)
+        chosen = choose_format(target, OutputOptions())
+        check_place(target, chosen, settings.overwrite, inputs, nbytes, checksum=settings.checksum)
         from swatool.batchnorm.ranks import ranks_from_environment
 
         source = stack.enter_context(closing(_open_data(data, settings)))
-        for function, option in ((settings.forward, "--forward"), (settings.evaluate, "--eval")):
-            if function is not None:
-                load_function(function, option)  # now rather than after a pass over the data
+        _find_functions(settings)  # now rather than after a pass over the data
         ranks = stack.enter_context(ranks_from_environment(device))
         if ranks.size > 1:
             _draw_alike(settings.seed or 0)
@@ -113,8 +112,29 @@ def recalibrate_checkpoint(
         return report if settings.dry_run else _carry_out(job, report, hooks, clock)
 
 
-def _output_report(output: str, nbytes: int) -> OutputReport:
-    return OutputReport(output, nbytes, format=choose_format(output, OutputOptions()))
+def check_recalibration(model: str, data: str, settings: RecalibrateSettings) -> None:
+    """Build the model, open the data, and find the functions that are named: before there is a checkpoint.
+
+    Raises:
+        UsageError: the user's own code failed, or is not there.
+        DataError: the data is bad.
+    """
+    with _torch_set_up(settings), closing(_open_data(data, settings)):
+        _find_functions(settings)
+        from swatool.models.building import build_model
+
+        build_model(model, settings.model_arguments)
+
+
+def _find_functions(settings: RecalibrateSettings) -> None:
+    for function, option in ((settings.forward, "--forward"), (settings.evaluate, "--eval")):
+        if function is not None:
+            load_function(function, option)
+
+
+def _output_report(output: str, written: Written) -> OutputReport:
+    chosen = choose_format(output, OutputOptions())
+    return OutputReport(output, written.nbytes, format=chosen, sha256=written.sha256)
 
 
 @dataclass(frozen=True)
@@ -224,7 +244,9 @@ def _planned(job: _Job, model: str, output: str, clock: _Clock) -> Recalibration
         command="recalibrate-bn",
         dry_run=True,
         checkpoint=InputReport(checkpoint.path, checkpoint.files.size, checkpoint.key),
-        output=_output_report(output, sum(stored.nbytes for stored in checkpoint.tensors.values())),
+        output=_output_report(
+            output, Written(sum(stored.nbytes for stored in checkpoint.tensors.values()), {})
+        ),
         model=model,
         data=DataReport(job.data.name, job.data.samples, {}),
         mode=settings.mode,
@@ -254,9 +276,9 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
         )
     after = _evaluate(job)
     evaluating += clock.lap()
-    nbytes = report.output.bytes
+    written = Written(report.output.bytes, {})
     if job.ranks.rank == 0:
-        nbytes = _write(job, report, found, statistics)
+        written = _write(job, report, found, statistics)
     writing = clock.lap()
     seconds = replace(
         report.seconds,
@@ -268,7 +290,7 @@ def _carry_out(job: _Job, report: RecalibrationReport, hooks: _Hooks, clock: _Cl
     return replace(
         report,
         dry_run=False,
-        output=_output_report(report.output.path, nbytes),
+        output=_output_report(report.output.path, written),
         data=replace(report.data, bad=dict(job.data.bad)),
         batchnorm=found,
         before=before,
@@ -313,7 +335,7 @@ def _evaluate(job: _Job) -> Mapping[str, float] | None:
 
 def _write(
     job: _Job, report: RecalibrationReport, found: BatchNormReport, statistics: Mapping[str, Tensor]
-) -> int:
+) -> Written:
     provenance = {
         "model": report.model,
         "data": report.data.name,
@@ -328,5 +350,6 @@ def _write(
         provenance,
         report.output.path,
         overwrite=job.settings.overwrite,
+        checksum=job.settings.checksum,
         threads=job.settings.workers(),
     )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from swatool.averaging.plan import make_plan
 from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import DataError, printable
 from swatool.jobs.average_output import LayoutSettings, lay_out_average
+from swatool.jobs.hashing import hash_checkpoints
 from swatool.jobs.running import METADATA_KEY
+from swatool.output.checksums import with_sums
 from swatool.output.writing import writing
 from swatool.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["new_statistics", "own_metadata", "write_recalibrated"]
+__all__ = ["STATISTICS", "Written", "new_statistics", "own_metadata", "write_recalibrated"]
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -49,6 +51,18 @@ def new_statistics(model: nn.Module, layers: tuple[str, ...], checkpoint: Checkp
     return found
 
 
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+        nbytes: of all files.
+        sha256: of each file by name; nothing if that was not asked for.
+    """
+
+    nbytes: int
+    sha256: Mapping[str, str]
+
+
 def write_recalibrated(
     checkpoint: Checkpoint,
     statistics: Mapping[str, Tensor],
@@ -56,9 +70,10 @@ def write_recalibrated(
     output: str,
     *,
     overwrite: bool,
+    checksum: bool,
     threads: int,
-) -> int:
-    """Copy the checkpoint, the statistics replaced; return the output's size in bytes.
+) -> Written:
+    """Copy the checkpoint, the statistics replaced.
 
     Args:
         checkpoint: what is copied.
@@ -66,6 +81,7 @@ def write_recalibrated(
         provenance: said of the recalibration in the output's metadata, beside what the checkpoint says there.
         output: the file or folder, in the format that its name tells; it appears whole or not at all.
         overwrite: replace it if it exists.
+        checksum: record SHA-256 of the checkpoint and of the output.
         threads: number of workers.
 
     Raises:
@@ -79,18 +95,23 @@ def write_recalibrated(
     # To leave everything out of the average is to copy it.
     settings = LayoutSettings(exclude=("*",) if checkpoint.tensors else ())
     plan = make_plan([checkpoint], [[1.0]], settings)
+    if checksum:
+        (digest,) = hash_checkpoints([checkpoint], threads)
+        provenance = {**provenance, "sha256": digest}
     signed = {**own_metadata(checkpoint), "version": __version__, "recalibrated": provenance}
     said = {**checkpoint.metadata, METADATA_KEY: json.dumps(signed)}
     layout, _ = lay_out_average(plan, settings, output, checkpoint, said)
-    with writing(layout, output, overwrite=overwrite) as pending:
+    layout = with_sums(layout) if checksum else layout
+    with writing(layout, output, overwrite=overwrite, checksum=checksum, threads=threads) as pending:
         # Whether a value is finite is not asked of what is only copied.
         stream(plan, [Target(layout, pending.write)], device=torch.device("cpu"), threads=threads)
         for name, values in statistics.items():
             place = layout.offsets.get(name)  # of a tie, some formats have one place only
             pending.write(layout.offsets[plan.ties[name]] if place is None else place, _bytes(values))
+        pending.seal()
         checkpoint.files.check_unchanged()
         pending.publish()
-    return layout.size
+        return Written(layout.size, pending.digests)
 
 
 def own_metadata(checkpoint: Checkpoint) -> Mapping[str, object]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from swatool.checkpoints.opening import Reading
+from swatool.choices import check_choices, choice
 from swatool.data.options import DataOptions
-from swatool.errors import UsageError, printable
+from swatool.errors import UsageError
 from swatool.jobs.average_output import FILE_SUFFIXES
 from swatool.jobs.running import Running
 
@@ -39,13 +40,13 @@ class RecalibrateSettings(Reading, DataOptions, Running):
         strict: refuse a model without layers to recalibrate, and one whose layers the data does not reach.
     """
 
-    mode: str = "batch"
+    mode: str = choice(MODES, default="batch")
     skip: tuple[str, ...] = ()
     model_arguments: Mapping[str, object] = field(default_factory=dict)
     forward: str | None = None
     evaluate: str | None = None
     higher_is_better: bool | None = None
-    dtype: str | None = None
+    dtype: str | None = choice(DTYPES, default=None)
     tolerance: float | None = None
     strict: bool = False
 
@@ -54,10 +55,7 @@ class RecalibrateSettings(Reading, DataOptions, Running):
             group.__post_init__(self)
         if isinstance(self.skip, str):
             raise UsageError("skip must be a tuple of patterns, not one text")
-        if self.mode not in MODES:
-            raise UsageError(f"--mode must be one of {', '.join(MODES)}, not {printable(self.mode)}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {printable(self.dtype)}")
+        check_choices(self)
         if self.tolerance is not None and not 0 < self.tolerance < math.inf:
             raise UsageError(f"--tolerance must be a number greater than 0, not {self.tolerance}")
         if self.tolerance is not None and self.mode == "torch":

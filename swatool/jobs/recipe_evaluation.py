@@ -12,6 +12,7 @@ from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import LAST, Check, Evaluation
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, ProductReport, RecipeReport
 from swatool.jobs.scoring import check_evaluation, score
+from swatool.output.checksummed import remove_checksum
 
 __all__ = ["Told", "evaluated", "find_evaluations"]
 
@@ -145,5 +146,6 @@ def _removed(one: ProductReport) -> ProductReport:
         if os.path.isdir(path):
             shutil.rmtree(path)
         else:
+            remove_checksum(path)
             os.unlink(path)
     return replace(one, kept=False)

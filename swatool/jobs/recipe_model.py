@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import cast
+from typing import ClassVar, cast
 
 from swatool.averaging.policies import Policies
 from swatool.averaging.scheme_choice import scheme_options
@@ -21,7 +21,7 @@ from swatool.jobs.recipe_parts import LAST, Evaluation, Machine, Output
 from swatool.jobs.running import Running
 from swatool.jobs.sweep_average import SWEPT
 from swatool.jobs.sweeps import fill, sweep
-from swatool.recipe.building import Place, PlacedError
+from swatool.recipe.building import WRONG, Place, PlacedError
 from swatool.recipe.json_schema import json_schema
 
 __all__ = ["Product", "Recipe", "recipe_schema"]
@@ -84,14 +84,21 @@ class Recipe:
     outputs: tuple[str | Output, ...]
     report: str | None = None
 
+    checks_the_rest: ClassVar[bool] = True  # a part that is `WRONG` hides no mistake in the others
+
     def __post_init__(self) -> None:
         mistakes: list[tuple[Place, str]] = [
             ((name,), "name at least one") for name in ("inputs", "outputs") if not getattr(self, name)
         ]
-        for index, wanted in enumerate(self.wanted):
-            mistakes += [(("outputs", index, *place), what) for place, what in self._refused(wanted)]
-        if not mistakes:
-            mistakes += self._clashes()
+        shared = (self.read, self.select, self.policies, self.run, self.evaluate)
+        if self.outputs is not WRONG and WRONG not in shared:
+            sound = []
+            for index, wanted in enumerate(self.wanted):
+                refused = [] if wanted is WRONG else list(self._refused(wanted))
+                mistakes += [(("outputs", index, *place), what) for place, what in refused]
+                if wanted is not WRONG and not refused:
+                    sound.append(index)
+            mistakes += self._clashes(sound)
         if mistakes:
             raise PlacedError(mistakes)
 
@@ -159,6 +166,8 @@ class Recipe:
     def _bad_reference(self, wanted: Output, name: str) -> Iterator[str]:
         """Yield why an output cannot be compared with another one."""
         others = {one.path: one for one in self.wanted if one is not wanted}
+        if WRONG in self.wanted:
+            return  # it may be meant
         if name not in others:
             near = difflib.get_close_matches(name, [LAST, *others], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([LAST, *others])}"
@@ -166,10 +175,11 @@ class Recipe:
         elif self.evaluation(others[name]) != self.evaluation(wanted):
             yield f"worse_than {printable(name)} is evaluated in another way, and cannot be compared"
 
-    def _clashes(self) -> Iterator[tuple[Place, str]]:
-        """Yield which paths are written twice."""
-        written = [(("outputs", one.index), path) for one in self.products for path in one.files]
-        written += [(("report",), self.report)] if self.report else []  # type: ignore[list-item]
+    def _clashes(self, sound: Collection[int]) -> Iterator[tuple[Place, str]]:
+        """Yield which paths are written twice, by the outputs that can be made, and by the report."""
+        made = [one for index in sound for one in self._made(index, self.wanted[index])]
+        written = [(("outputs", one.index), path) for one in made for path in one.files]
+        written += [(("report",), self.report)] if isinstance(self.report, str) else []  # type: ignore[list-item]
         counts = Counter(os.path.normpath(path) for _, path in written)
         seen = set()
         for place, path in written:

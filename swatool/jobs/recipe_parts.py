@@ -13,13 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from swatool.averaging.policies import DTYPES
 from swatool.averaging.scheme_choice import SchemeChoice
+from swatool.averaging.schemes import OTHER_NAMES, SCHEMES
+from swatool.choices import KEYS, choice
 from swatool.errors import UsageError, printable
 from swatool.jobs.average_output import OutputOptions
 from swatool.jobs.average_settings import Choosing
 from swatool.jobs.recalibrate_settings import RecalibrateSettings
 from swatool.jobs.running import Running
 from swatool.jobs.scoring import Scoring
+from swatool.jobs.sweep_average import SWEPT
 
 __all__ = ["LAST", "Check", "Evaluation", "Machine", "Output", "Parameters", "Recalibration"]
 
@@ -107,6 +111,7 @@ class Recalibration(RecalibrateSettings):
     threads: int | None = field(default=None, init=False)
     overwrite: bool = field(default=False, init=False)
     dry_run: bool = field(default=False, init=False)
+    checksum: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         RecalibrateSettings.__post_init__(self)
@@ -145,10 +150,10 @@ class Output(Choosing, OutputOptions):
     sort: str = field(default="step", init=False)
     allow_duplicates: bool = field(default=False, init=False)
     path: str
-    method: str | None = None
+    method: str | None = choice(SCHEMES, default=None, other_names=OTHER_NAMES)
     parameters: Parameters = field(default_factory=Parameters)
-    dtype: str | None = None
-    sweep: Mapping[str, tuple[str | int | float, ...]] = field(default_factory=dict)
+    dtype: str | None = choice(DTYPES, default=None)
+    sweep: Mapping[str, tuple[str | int | float, ...]] = field(default_factory=dict, metadata={KEYS: SWEPT})
     keep: Literal["best", "all"] | None = None
     recalibrate: Recalibration | None = None
     evaluate: Evaluation | None = None

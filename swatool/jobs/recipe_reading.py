@@ -33,9 +33,9 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     document = _spelled_out(read_yaml(_bytes_of(path, where), where))
     for override in overrides:
         document = overridden(Recipe, document, override, "--set")
-    document = filled(document, _declared(document), os.environ, where)
+    document, mistakes = filled(document, _declared(document), os.environ)
     with in_folder_of(path):  # the recipe looks whether its files are there
-        return build(Recipe, document, where)
+        return build(Recipe, document, where, mistakes)
 
 
 @contextmanager

@@ -107,7 +107,12 @@ def _recipe(path: str, asked: AskedFor) -> Recipe:
         read=Reading(**parts[Reading]),  # type: ignore[arg-type]
         select=Choosing(**parts[Choosing]),  # type: ignore[arg-type]
         policies=Policies(**parts[Policies]),  # type: ignore[arg-type]
-        run=Machine(device=settings.device, threads=settings.threads, overwrite=settings.overwrite),
+        run=Machine(
+            device=settings.device,
+            threads=settings.threads,
+            overwrite=settings.overwrite,
+            checksum=settings.checksum,
+        ),
         evaluate=_evaluation(asked.scoring),
         outputs=(output,),
     )

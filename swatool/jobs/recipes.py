@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from swatool.checkpoints.selection import expand
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.jobs.average import Request, average_all
-from swatool.jobs.recalibrate import files_named_in, recalibrate_checkpoint
+from swatool.jobs.recalibrate import check_recalibration, files_named_in, recalibrate_checkpoint
 from swatool.jobs.recipe_evaluation import Told, evaluated, find_evaluations
 from swatool.jobs.recipe_model import Product, Recipe
 from swatool.jobs.recipe_reading import in_folder_of, read_recipe
 from swatool.jobs.recipe_report import ProductReport, RecipeReport
+from swatool.output.checksummed import check_checksum_target
 from swatool.output.publish import PendingFile, check_target
 from swatool.recipe.building import dump
 from swatool.report import Report
@@ -77,6 +78,8 @@ def run_recipe(
     with in_folder_of(path), _noting_what_was_written(recipe):
         _check_targets(recipe, os.path.basename(path))
         find_evaluations(recipe, import_code=not dry_run)
+        if not dry_run:
+            _check_recalibrations(recipe)
         report = _averaged(recipe, report, dry_run, on_plan or _ignore, on_progress or _ignore)
         if not dry_run:
             told(report)
@@ -108,9 +111,20 @@ def _check_targets(recipe: Recipe, own: str) -> None:
         if kept.intersection(_files_of([path])):
             raise UsageError(f"{printable(path)} is the recipe, or what it names: choose another path")
     # Averages are checked when they are planned, and their sizes are known.
+    overwrite, checksum = recipe.run.overwrite, recipe.run.checksum
     for other in [*(one.recalibrated for one in recipe.products), recipe.report]:
         if other is not None:
-            check_target(other, overwrite=recipe.run.overwrite, inputs=inputs, nbytes=0)
+            check_target(other, overwrite=overwrite, inputs=inputs, nbytes=0)
+        if other is not None and other != recipe.report:
+            check_checksum_target(other, overwrite=overwrite, wanted=checksum, inputs=inputs)
+
+
+def _check_recalibrations(recipe: Recipe) -> None:
+    """Refuse models and data that are none, before the averages are made that are to be recalibrated."""
+    for wanted in recipe.wanted:
+        asked = wanted.recalibrate
+        if asked is not None:
+            check_recalibration(asked.model, asked.data, asked.settings(recipe.run))
 
 
 def _specs(recipe: Recipe) -> Iterator[str | None]:

@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from swatool.choices import PATTERN
 from swatool.errors import UsageError, printable
 
 __all__ = ["METADATA_KEY", "Running", "Workers", "uncollected"]
@@ -49,11 +50,14 @@ class Running(Workers):
         device: where the arithmetic is done: `cpu`, `cuda`, `cuda:N`, or `auto`.
         overwrite: replace an existing output.
         dry_run: plan, check everything, and write nothing.
+        checksum: record SHA-256 of what is read in the output, and that of the output beside it; and compare
+            the records of torch files with the checksums that they hold.
     """
 
-    device: str = "cpu"
+    device: str = field(default="cpu", metadata={PATTERN: DEVICE.pattern})
     overwrite: bool = False
     dry_run: bool = False
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,13 +76,15 @@ def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
     """Evaluate a file; return the number that counts, and all numbers by name.
 
     Raises:
-        CheckFailedError: the evaluation failed, or gave no finite number of that name.
+        CheckFailedError: the evaluation failed, removed the file, or gave no finite number of that name.
     """
+    given, was_there = f"--eval {printable(scoring.evaluate)}", os.path.lexists(path)
     if PLACE in scoring.evaluate:
         found = _of_command(path, scoring.evaluate)
     else:
         found = _of_function(path, scoring.evaluate)
-    given = f"--eval {printable(scoring.evaluate)}"
+    if was_there and not os.path.lexists(path):
+        raise CheckFailedError(f"{given} removed {printable(path)}, which it was to evaluate")
     name = scoring.metric
     if name is None and len(found) > 1:
         names = ", ".join(map(printable, found))
@@ -158,7 +161,8 @@ def _of_function(path: str, spec: str) -> Mapping[str, float]:
     function = load_function(spec, "--eval")
     given = f"--eval {printable(spec)}"
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for the report
+        # Stdout is for the report, and paths go on to be relative to this folder.
+        with redirect_stdout(sys.stderr), chdir(os.curdir):
             found = function(path)
     except (Exception, SystemExit) as error:
         raise CheckFailedError(

@@ -15,8 +15,8 @@ from swatool.jobs.running import Running
 
 __all__ = ["SoupSettings", "average_settings", "bearing"]
 
-# What changes nothing of the result.
-INDIFFERENT = ("threads", "overwrite", "dry_run")
+# What changes nothing of the weights.
+INDIFFERENT = ("threads", "overwrite", "dry_run", "checksum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.scoring import Scoring, check_evaluation, score
 from swatool.jobs.sweeps import Variant, fill, sweep
+from swatool.output.checksummed import remove_checksum
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
 
@@ -127,4 +128,5 @@ def _remove(path: str) -> None:
     if os.path.isdir(path):
         shutil.rmtree(path)
     else:
+        remove_checksum(path)
         os.unlink(path)

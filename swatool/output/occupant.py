@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from swatool.errors import UsageError, printable
+from swatool.output.checksums import SUMS
 from swatool.output.sidecars import SIDECARS
 
 __all__ = ["Occupant", "look"]
@@ -18,7 +19,7 @@ __all__ = ["Occupant", "look"]
 # What the folders consist of that swatool writes: one with anything else in it is never replaced.
 OURS = re.compile(
     r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json|__\d+_\d+\.distcp|\.metadata|"
-    + "|".join(map(re.escape, SIDECARS)),
+    + "|".join(map(re.escape, (SUMS, *SIDECARS))),
     re.ASCII,
 )
 WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|\.metadata", re.ASCII)

@@ -11,13 +11,15 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Self
 
 from swatool.errors import OutputError, UsageError, printable
+from swatool.output.renaming import change_places
 from swatool.output.unfinished import (
     FILE_MODE,
+    UNFINISHED,
     UNSUPPORTED,
     check_room,
     dead_names,
@@ -100,10 +102,12 @@ class PendingFile:
         self._folder = -1
         self._descriptor = -1
         self._unnamed = False
-        self._hidden = ""  # the temporary name, while there is one
+        self._hidden = ""  # the temporary name, while there is one: of the file or of what it has replaced
+        self._old_is_gone = False
 
     def __enter__(self) -> Self:
         """Create the file and reserve its room; OutputError if either fails."""
+        UNFINISHED.add(self._discard)
         try:
             self._folder = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for dead in dead_names(self._folder, self._name):
@@ -122,8 +126,12 @@ class PendingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave nothing behind but what was published."""
-        self._discard()
+        """Leave nothing behind but what was published; what it has replaced goes now."""
+        try:
+            self._discard()
+        except BaseException:  # a signal came in between
+            self._discard()
+            raise
 
     def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write all of the buffer at a position in the file; several threads may do so at once."""
@@ -132,13 +140,21 @@ class PendingFile:
         except OSError as error:
             raise self._failure(error) from error
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """Yield a descriptor from which what was written is read again; OutputError if that fails."""
+        try:
+            yield self._descriptor
+        except OSError as error:
+            raise self._failure(error) from error
+
     def publish(self) -> float:
         """Bring the file to the disk, give it its name, and return the seconds spent waiting for the disk.
 
         Raises:
             UsageError: somebody else published a file of this name in the meantime.
-            OutputError: the system failed. A failed fsync is not tried again: by then the pages are lost.
-                If it was the folder's, the file is visible and whole but may not survive a power cut.
+            OutputError: the system failed, and nothing has changed. A failed fsync is not tried again: by
+                then the pages are lost.
         """
         try:
             if self._overwrite:
@@ -153,16 +169,21 @@ class PendingFile:
             started = time.perf_counter()
             sync_folder(self._folder)
             return waited + time.perf_counter() - started
-        except OSError as error:
-            raise self._failure(error) from error
+        except BaseException as error:
+            self.withdraw()
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
 
     def withdraw(self) -> None:
-        """Take back the name that was given, unless it had been another file's before."""
-        if self._overwrite:
-            return
+        """Take back the name, if it was given; a file that had it before gets it again, unless it is gone."""
         with contextlib.suppress(OSError):
             there = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
-            if os.path.samestat(there, os.fstat(self._descriptor)):
+            if self._old_is_gone or not os.path.samestat(there, os.fstat(self._descriptor)):
+                return
+            if self._hidden and self._overwrite:
+                change_places(self._folder, self._hidden, self._name)
+            else:
                 os.unlink(self._name, dir_fd=self._folder)
 
     def _create(self) -> None:
@@ -190,10 +211,15 @@ class PendingFile:
                 os.fchmod(self._descriptor, old.st_mode & 0o777)
 
     def _replace(self) -> None:
-        """Give the file its name by a rename, which takes the name from the old file."""
+        """Give the file its name by a rename; the old file, if there is one, changes places with it."""
         if self._unnamed:
             self._hidden = hidden_name(self._name)
             self._link(self._hidden)
+        with contextlib.suppress(FileNotFoundError):  # nothing has the name
+            if change_places(self._folder, self._hidden, self._name):
+                return
+            os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
+            self._old_is_gone = True  # after what comes next; this system cannot exchange names
         os.replace(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._hidden = ""
 
@@ -236,10 +262,11 @@ class PendingFile:
     def _discard(self) -> None:
         """Close everything and remove the temporary name; more than once is harmless."""
         self._remove_hidden()
-        for descriptor in (self._descriptor, self._folder):
+        opened, self._descriptor, self._folder = (self._descriptor, self._folder), -1, -1
+        for descriptor in opened:
             if descriptor >= 0:
                 os.close(descriptor)
-        self._descriptor = self._folder = -1
+        UNFINISHED.discard(self._discard)
 
     def _failure(self, error: OSError) -> OutputError:
         own = os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +18,10 @@ from swatool.errors import OutputError, UsageError, printable
 from swatool.output.layout import OutputFile
 from swatool.output.occupant import Occupant, look
 from swatool.output.open_files import OpenFiles
-from swatool.output.renaming import change_places, rename_to_free_name
+from swatool.output.renaming import TAKEN, change_places, rename_to_free_name
 from swatool.output.unfinished import (
     FILE_MODE,
+    UNFINISHED,
     check_room,
     dead_names,
     failure,
@@ -93,6 +94,7 @@ class PendingFolder:
 
     def __enter__(self) -> Self:
         """Create the files and reserve their room; OutputError if either fails."""
+        UNFINISHED.add(self._discard)
         try:
             self._parent = os.open(self._parent_path, FOLDER_FLAGS)
             self._clean_up_after_the_dead()
@@ -109,8 +111,12 @@ class PendingFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave nothing behind but what was published."""
-        self._discard()
+        """Leave nothing behind but what was published; what it has replaced goes now."""
+        try:
+            self._discard()
+        except BaseException:  # a signal came in between
+            self._discard()
+            raise
 
     def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write all of the buffer at a position of one of the files; several threads may do so at once."""
@@ -121,14 +127,25 @@ class PendingFolder:
         except OSError as error:
             raise self._failure(error) from error
 
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[int]:
+        """Yield a descriptor from which a file that was written is read again; OutputError if that fails."""
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(error) from error
+
     def publish(self) -> float:
         """Bring the files to the disk, rename the folder, and return the seconds spent waiting for the disk.
 
         Raises:
             UsageError: somebody else published something under its name in the meantime, or what stands
                 there must not be replaced.
-            OutputError: the system failed. If it failed to bring the new name to the disk, the folder is
-                visible and whole but may not survive a power cut.
+            OutputError: the system failed, and nothing has changed.
         """
         try:
             started = time.perf_counter()
@@ -138,20 +155,25 @@ class PendingFolder:
             self._take_name()
             started = time.perf_counter()
             sync_folder(self._parent)
-            waited += time.perf_counter() - started
-        except OSError as error:
-            raise self._failure(error) from error
-        self._remove_hidden()  # the old folder, if there was one
-        return waited
+            return waited + time.perf_counter() - started
+        except BaseException as error:
+            self.withdraw()
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
 
     def withdraw(self) -> None:
-        """Take back the name that was given, unless it had been another folder's before."""
-        if self._overwrite:
-            return
+        """Take back the name, if it was given; a folder that had it before gets it again."""
         with contextlib.suppress(OSError):
             there = os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
-            if os.path.samestat(there, os.fstat(self._folder)):
-                remove(self._parent, self._name)
+            if not os.path.samestat(there, os.fstat(self._folder)):
+                return
+            old = self._hidden
+            if not (old and change_places(self._parent, old, self._name)):
+                self._hidden = hidden_name(self._name)
+                os.rename(self._name, self._hidden, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+                if old:
+                    os.rename(old, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
 
     def occupant(self) -> Occupant | None:
         """Look at what stands under the name."""
@@ -160,9 +182,12 @@ class PendingFolder:
     def _clean_up_after_the_dead(self) -> None:
         """Remove what killed runs left; an old folder that one could not replace any more is put back."""
         for dead in dead_names(self._parent, self._name, "old"):
-            with contextlib.suppress(OSError):  # the name is taken, and not by the empty folder of a claim
+            try:
                 os.rename(dead, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
-            remove(self._parent, dead)
+            except OSError as error:
+                if error.errno not in TAKEN:  # what may be the only one stays where it is
+                    raise
+                remove(self._parent, dead)
         for dead in dead_names(self._parent, self._name):
             remove(self._parent, dead)
 
@@ -249,10 +274,11 @@ class PendingFolder:
         """Close everything and remove what is hidden; more than once is harmless."""
         self._open.close()
         self._remove_hidden()
-        for descriptor in (self._folder, self._parent):
+        opened, self._folder, self._parent = (self._folder, self._parent), -1, -1
+        for descriptor in opened:
             if descriptor >= 0:
                 os.close(descriptor)
-        self._folder = self._parent = -1
+        UNFINISHED.discard(self._discard)
 
     def _failure(self, error: OSError) -> OutputError:
         own = 0

@@ -11,7 +11,10 @@ import os
 
 from swatool.output.unfinished import UNSUPPORTED
 
-__all__ = ["change_places", "rename_to_free_name"]
+__all__ = ["TAKEN", "change_places", "rename_to_free_name"]
+
+# How renaming a folder is answered if the name is that of anything but an empty folder.
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 NO_REPLACE = 1  # flags of Linux' renameat2
 EXCHANGE = 2
@@ -25,15 +28,16 @@ def rename_to_free_name(parent: int, old: str, new: str) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-    # Fails if the name is taken, and keeps others from taking it. Who is killed now leaves an empty folder.
-    os.mkdir(new, dir_fd=parent)
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new, dir_fd=parent, follow_symlinks=False)
+        raise taken
+    # Replaces nothing but a folder that is empty, and was not there a moment ago.
     try:
         os.rename(old, new, src_dir_fd=parent, dst_dir_fd=parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.rmdir(new, dir_fd=parent)
-        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+    except OSError as error:
+        if error.errno in TAKEN:
+            raise taken from error
         raise
 
 

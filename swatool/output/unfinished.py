@@ -7,15 +7,17 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from swatool.errors import OutputError, UsageError, printable
 
 __all__ = [
     "FILE_MODE",
+    "UNFINISHED",
     "UNSUPPORTED",
     "check_room",
     "dead_names",
+    "discard_unfinished",
     "failure",
     "hidden_name",
     "hidden_prefix",
@@ -31,6 +33,18 @@ MAX_NAME_BYTES = 255
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 IS_FOLDER = (errno.EISDIR, errno.EPERM)  # what unlinking a folder is answered on Linux and elsewhere
+# What removes the traces of each output that is being written.
+UNFINISHED: set[Callable[[], None]] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove all traces of outputs that are being written.
+
+    For a process that a signal ends: it may have come while a `with` block was being entered or left, which then
+    cannot clean up.
+    """
+    for discard in list(UNFINISHED):
+        discard()
 
 
 def split(path: str) -> tuple[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+from swatool.output.checksummed import ChecksummedFile, ChecksummedFolder, check_checksum_target
 from swatool.output.layout import Layout
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.publish_folder import PendingFolder, check_folder_target
@@ -21,11 +22,18 @@ class Pending(Protocol):
     def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write all of the buffer at a position; several threads may do so at once."""
 
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of its files by name, once it is sealed; nothing if no checksums are wanted."""
+
+    def seal(self) -> None:
+        """Read again what was written, for the checksums; nothing is written afterwards."""
+
     def publish(self) -> float:
-        """Make it visible, and return the seconds spent waiting for the disk."""
+        """Seal it, make it visible, and return the seconds spent waiting for the disk."""
 
     def withdraw(self) -> None:
-        """Take back the name that was given, unless it had replaced something."""
+        """Take back the name, if it was given; what had it before gets it again, if it is still there."""
 
 
 def check_output(
@@ -35,6 +43,7 @@ def check_output(
     overwrite: bool,
     inputs: Collection[tuple[int, int]],
     room: bool = True,
+    checksum: bool = False,
 ) -> None:
     """Refuse a target that could not or should not be written, before the work of filling it.
 
@@ -44,13 +53,17 @@ def check_output(
         overwrite: whether what is there already may be replaced.
         inputs: device and inode of each file that is read.
         room: whether it must have room now.
+        checksum: whether a checksum is published beside it.
 
     Raises:
-        UsageError: the target is or holds an input, is of the wrong kind, or exists without `overwrite`.
+        UsageError: the target is or holds an input, is of the wrong kind, or exists without `overwrite`; or
+            its checksum does.
         OutputError: its folder is missing, cannot be written to, or lacks the room.
     """
     check = check_folder_target if layout.is_folder else check_target
     check(path, overwrite=overwrite, inputs=inputs, nbytes=layout.size if room else 0)
+    if not layout.is_folder:
+        check_checksum_target(os.fspath(path), overwrite=overwrite, wanted=checksum, inputs=inputs)
 
 
 def check_room_for_all(layouts: Mapping[str, Layout]) -> None:
@@ -69,7 +82,8 @@ def check_room_for_all(layouts: Mapping[str, Layout]) -> None:
 def publish_all(pending: Sequence[Pending]) -> float:
     """Publish several outputs: all of them or, if one fails, none; return the seconds spent on the disk.
 
-    What had replaced something older stays, as that is gone.
+    What is replaced is kept until all are published. Only where the system cannot exchange names is an older
+    file gone at once; what has replaced it stays.
     """
     waited = 0.0
     for index, one in enumerate(pending):
@@ -83,19 +97,35 @@ def publish_all(pending: Sequence[Pending]) -> float:
 
 
 @contextmanager
-def writing(layout: Layout, path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pending]:
+def writing(
+    layout: Layout,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    checksum: bool = False,
+    threads: int = 1,
+) -> Iterator[Pending]:
     """Begin an output with all that is not tensors; whoever enters fills in the tensors and publishes.
+
+    Args:
+        layout: what is written; a folder has checksums if its layout has a place for them.
+        path: where it will be published.
+        overwrite: whether what is there may be replaced.
+        checksum: publish that of a file beside it.
+        threads: by how many checksums are computed.
 
     Raises:
         UsageError: somebody else published something of this name in the meantime.
         OutputError: the system failed.
     """
-    beginning = (
-        PendingFolder(path, layout.files, overwrite=overwrite)
-        if layout.is_folder
-        else PendingFile(path, layout.size, overwrite=overwrite)
-    )
-    with beginning as pending:
+    pending: Pending
+    with ExitStack() as stack:
+        if layout.is_folder:
+            folder = stack.enter_context(PendingFolder(path, layout.files, overwrite=overwrite))
+            pending = ChecksummedFolder(folder, layout.files, threads)
+        else:
+            file = stack.enter_context(PendingFile(path, layout.size, overwrite=overwrite))
+            pending = ChecksummedFile(file, os.fspath(path), overwrite=overwrite, wanted=checksum)
         for position, data in layout.fixed:
             pending.write(position, data)
         yield pending

@@ -14,16 +14,20 @@ import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
+from swatool.choices import KEYS, refusal
 from swatool.errors import SwatoolError, UsageError, printable
 from swatool.recipe.yaml_text import Node, plain
 
-__all__ = ["Place", "PlacedError", "build", "dump", "fields_of", "is_required", "refuse", "unknown"]
+__all__ = ["WRONG", "Place", "PlacedError", "build", "dump", "fields_of", "is_required", "refuse", "unknown"]
 
 T = TypeVar("T")
 
 Place = Sequence[str | int]  # the way from a dataclass to a value in it: names of fields, and indexes
 
 OPTION = re.compile(r"--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+WRONG = object()  # stands for a value that could not be made
+# A class that says so is made with `WRONG` in it, too, to tell what else is wrong; nobody else sees that.
+CHECKS_THE_REST = "checks_the_rest"
 KINDS: Mapping[object, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -39,7 +43,7 @@ class PlacedError(UsageError):
         super().__init__("; ".join(what for _, what in self.mistakes))
 
 
-def build(cls: type[T], node: Node, where: str) -> T:
+def build(cls: type[T], node: Node, where: str, noted: Iterable[tuple[int, str]] = ()) -> T:
     """Make a dataclass of a mapping; its fields may be dataclasses, tuples and mappings of such.
 
     Args:
@@ -47,6 +51,7 @@ def build(cls: type[T], node: Node, where: str) -> T:
             `tuple[X, ...]`, `Mapping[str, X]`, or unions with None. A field of type `object` takes anything.
         node: what the file says.
         where: the file, fit to be printed, for messages.
+        noted: mistakes that were found before, which are told with the others.
 
     Raises:
         UsageError: it tells of every unknown or missing key, of every value of another type, and of what the
@@ -54,6 +59,7 @@ def build(cls: type[T], node: Node, where: str) -> T:
             of are told as the fields that they stand for.
     """
     builder = _Builder()
+    builder.mistakes += noted
     found = builder.value(cls, node, "")
     refuse(builder.mistakes, where)
     return typing.cast(T, found)
@@ -112,11 +118,11 @@ class _Builder:
         self.mistakes: list[tuple[int, str]] = []
 
     def value(self, wanted: object, node: Node, place: str) -> object:
-        """Return the value of a node, of the wanted type; None, and a note, if it is none."""
+        """Return the value of a node, of the wanted type; `WRONG`, and a note, if it is none."""
         try:
             return self._made(wanted, node, place)
         except _MistakeError:
-            return None
+            return WRONG
 
     def _made(self, wanted: object, node: Node, place: str) -> object:
         origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
@@ -173,27 +179,45 @@ class _Builder:
             raise self._mistake(node, place, "a mapping")
         known = fields_of(cls)
         before = len(self.mistakes)
-        for name, one in node.value.items():
-            if name not in known:
-                self.mistakes.append((one.line, unknown(_inside(place, name), name, known)))
-        for name, (_, field) in known.items():
-            if is_required(field) and name not in node.value:
-                self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
+        self._refuse_unknown(node.value, known, place)
         given = {
-            name: self.value(known[name][0], one, _inside(place, name))
+            name: self._field(*known[name], one, _inside(place, name))
             for name, one in node.value.items()
             if name in known
         }
-        if len(self.mistakes) > before:
+        for name, (_, field) in known.items():
+            if is_required(field) and name not in node.value:
+                self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
+                given[name] = WRONG
+        wrong = len(self.mistakes) > before
+        if wrong and not getattr(cls, CHECKS_THE_REST, False):
             raise _MistakeError
         try:
-            return cls(**given)
+            made = cls(**given)
         except PlacedError as error:
             self.mistakes += [_placed(node, place, *mistake) for mistake in error.mistakes]
             raise _MistakeError from error
         except SwatoolError as error:
             self.mistakes.append(_placed(node, place, (), str(error)))
             raise _MistakeError from error
+        if wrong:
+            raise _MistakeError
+        return made
+
+    def _field(self, wanted: object, field: dataclasses.Field[Any], node: Node, place: str) -> object:
+        """Return the value of a field, which may take less than its type does."""
+        if KEYS in field.metadata and isinstance(node.value, dict):
+            self._refuse_unknown(node.value, field.metadata[KEYS], place)
+        found = self.value(wanted, node, place)
+        what = refusal(field, found) if isinstance(found, str) else ""
+        if what:
+            self._note(node, place, what)
+        return WRONG if what else found
+
+    def _refuse_unknown(self, given: Mapping[str, Node], known: Collection[str], place: str) -> None:
+        for name, one in given.items():
+            if name not in known:
+                self.mistakes.append((one.line, unknown(_inside(place, name), name, known)))
 
     def _scalar(self, wanted: object, node: Node, place: str) -> object:
         value = node.value
@@ -208,8 +232,11 @@ class _Builder:
             found = "a mapping" if isinstance(node.value, dict) else "a list"
         else:
             found = "nothing" if node.value is None else printable(node.value)
-        self.mistakes.append((node.line, f"{place or 'the file'} must be {wanted}, not {found}"))
+        self._note(node, place, f"must be {wanted}, not {found}")
         return _MistakeError()
+
+    def _note(self, node: Node, place: str, what: str) -> None:
+        self.mistakes.append((node.line, f"{place or 'the file'} {_without_options(what)}"))
 
 
 def _inside(place: str, name: str) -> str:
@@ -240,8 +267,13 @@ def _placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
         if inner is None:
             break
         node, place = inner, f"{place}[{step}]" if isinstance(step, int) else _inside(place, step)
-    told = OPTION.sub(lambda match: match[1].replace("-", "_"), what)
+    told = _without_options(what)
     return node.line, f"{place}: {told}" if place else told
+
+
+def _without_options(what: str) -> str:
+    """Return a sentence in which options of the command line are the fields that they stand for."""
+    return OPTION.sub(lambda match: match[1].replace("-", "_"), what)
 
 
 def unknown(place: str, name: str, known: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
+from swatool.choices import KEYS, PATTERN, choices_of
 from swatool.recipe.building import fields_of, is_required
 
 __all__ = ["json_schema"]
@@ -31,7 +32,7 @@ def _of_dataclass(cls: type, definitions: dict[str, Schema]) -> Schema:
     described = _descriptions(cls)
     properties: dict[str, Schema] = {}
     for name, (wanted, field) in fields_of(cls).items():
-        properties[name] = one = _of(wanted, definitions)
+        properties[name] = one = _narrowed(_of(wanted, definitions), field)
         if name in described:
             one["description"] = described[name]
         if isinstance(field.default, str | int | float | bool):
@@ -65,6 +66,19 @@ def _of(wanted: object, definitions: dict[str, Schema]) -> Schema:
             definitions[wanted.__name__] = _of_dataclass(wanted, definitions)
         return {"$ref": f"#/$defs/{wanted.__name__}"}
     return {"type": TYPES[wanted]} if wanted in TYPES else {}
+
+
+def _narrowed(schema: Schema, field: dataclasses.Field[Any]) -> Schema:
+    """Return the schema of a field's type with what the field itself takes of it."""
+    if "anyOf" in schema:
+        return {"anyOf": [_narrowed(one, field) for one in typing.cast(list[Schema], schema["anyOf"])]}
+    if schema == {"type": "string"} and choices_of(field):
+        return {"enum": list(choices_of(field))}
+    if schema == {"type": "string"} and PATTERN in field.metadata:
+        return {**schema, "pattern": f"^(?:{field.metadata[PATTERN]})$"}
+    if schema.get("type") == "object" and KEYS in field.metadata:
+        return {**schema, "propertyNames": {"enum": list(field.metadata[KEYS])}}
+    return schema
 
 
 def _summary(cls: type) -> str:

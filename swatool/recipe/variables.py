@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from swatool.errors import printable
-from swatool.recipe.building import refuse, unknown
+from swatool.recipe.building import unknown
 from swatool.recipe.yaml_text import Node
 
 __all__ = ["filled"]
@@ -16,23 +16,22 @@ VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def filled(node: Node, declared: Collection[str], environment: Mapping[str, str], where: str) -> Node:
+def filled(
+    node: Node, declared: Collection[str], environment: Mapping[str, str]
+) -> tuple[Node, list[tuple[int, str]]]:
     """Return a node with each `${NAME}` in a text replaced by that variable; `$${` stands for `${`.
 
     Args:
         node: what the file says; keys stay as they are.
         declared: names of the variables that may be used.
         environment: their values.
-        where: the file, fit to be printed, for messages.
 
-    Raises:
-        UsageError: a variable is not declared, or not set, or a text has what no path and no argument of a
-            command can have; all mistakes are told, each with its line.
+    Returns:
+        The node, and the line and the sentence of each mistake: a variable is not declared, or not set, or a
+        text has what no path and no argument of a command can have.
     """
     filling = _Filling(declared, environment)
-    found = filling.node(node)
-    refuse(filling.mistakes, where)
-    return found
+    return filling.node(node), filling.mistakes
 
 
 class _Filling:
@@ -72,7 +71,7 @@ class _Filling:
             self._note(line, f"${{{name}}} is not declared under environment{known}")
         elif name not in self._environment:
             self._note(line, f"${{{name}}} is not set in the environment")
-        return self._environment.get(name, "")
+        return self._environment.get(name, "") if name in self._declared else match[0]
 
     def _note(self, line: int, what: str) -> None:
         self.mistakes.append((line, what))

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 from hanging import no_hang
 
 from swatool.averaging.plan import Action, make_plan
-from swatool.averaging.policies import CHOICES, Policies
+from swatool.averaging.policies import Policies
 from swatool.checkpoints.opening import Checkpoint
+from swatool.choices import choices_of
 from swatool.errors import MismatchError, UsageError
 from swatool.tensors import DTYPES, Extent, StoredTensor
 
@@ -39,8 +42,12 @@ def coefficients_of(planned):
     return {t.name: {i.checkpoint: i.coefficients[0] for i in t.treatment.inputs} for t in planned.tensors}
 
 
+CHOICES = {one.name: choices_of(one) for one in dataclasses.fields(Policies) if choices_of(one)}
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_is_accepted_and_others_are_refused(name):
+    assert set(CHOICES) == {"match", "integers", "tied", "dtype", "accumulate"}
     for choice in CHOICES[name]:
         assert getattr(Policies(**{name: choice}), name) == choice
     with pytest.raises(UsageError, match=f"--{name} must be one of {', '.join(CHOICES[name])}, not 'no'"):
@@ -243,6 +250,14 @@ def test_names_that_share_bytes_everywhere_are_tied():
     planned = plan(checkpoint("0", **tied[0]), checkpoint("1", **apart))
     assert planned.ties == {}
     assert len(planned.tensors) == 2
+
+
+def test_checkpoints_whose_factor_is_zero_are_not_read():
+    three = [checkpoint(str(index), w=tensor(), n=tensor("int64")) for index in range(3)]
+    planned = plan(*three, coefficients=[0.0, 1.0, 0.0], integers="first")
+    assert coefficients_of(planned) == {"w": {1: 1.0}, "n": {0: 0.0, 1: 1.0, 2: 0.0}}
+    nothing = plan(*three, coefficients=[0.0, 0.0, 0.0])
+    assert coefficients_of(nothing)["w"] == {0: 0.0, 1: 0.0, 2: 0.0}
 
 
 def test_names_that_share_bytes_in_the_first_checkpoint_only_cost_no_time():

@@ -10,6 +10,8 @@ import swatool
 from swatool.averaging import blocks, kernels
 from swatool.averaging.stream import choose_device
 from swatool.errors import CheckpointError, MismatchError, UsageError
+from swatool.jobs.average_settings import AverageSettings
+from swatool.jobs.sweep_average import average_sweep
 from swatool.output.publish import PendingFile
 from swatool.tensors import DTYPES
 
@@ -195,6 +197,19 @@ def test_average_that_its_type_cannot_hold_is_refused(large):
 def test_overflow_names_the_tensor_that_is_too_large(large):
     with pytest.raises(CheckpointError, match="tensor 'b' is not finite"):
         result(large, dtype="float16")
+
+
+def test_a_checkpoint_that_counts_nothing_may_hold_anything(tmp_path):
+    for index, value in enumerate([math.nan, 1.0, 3.0]):
+        save(tmp_path / f"{index}.pt", {"w": torch.full((3,), value)})
+    paths = [tmp_path / f"{index}.pt" for index in range(3)]
+    report = swatool.average(paths, tmp_path / "out", method="weights", weights=(0.0, 1.0, 1.0))
+    assert safetensors.torch.load_file(tmp_path / "out")["w"].tolist() == [2.0] * 3
+    assert [one.coefficient for one in report.checkpoints] == [0, 0.5, 0.5]
+    settings = AverageSettings(method="tail", allow_nonfinite=True)
+    average_sweep(paths, tmp_path / "a-{alpha}", ["alpha=0,0.5"], settings=settings)
+    assert safetensors.torch.load_file(tmp_path / "a-0.5")["w"].isfinite().all()
+    assert safetensors.torch.load_file(tmp_path / "a-0")["w"].isnan().all()
 
 
 def test_overflow_of_the_type_of_the_sums_is_refused(tmp_path):

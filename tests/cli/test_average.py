@@ -150,6 +150,7 @@ GIVEN = {
     "device": (["--device", "cuda:1"], "cuda:1"),
     "threads": (["-j", "3"], 3),
     "overwrite": (["--overwrite"], True),
+    "checksum": (["--checksum"], True),
     "dry_run": (["--dry-run"], True),
 }
 
@@ -178,7 +179,7 @@ def test_json(files, output):
     )
     data = json.loads(result.stdout)
     seconds = data.pop("seconds")
-    assert set(seconds) == {"plan", "stream", "fsync", "total"}
+    assert set(seconds) == {"plan", "stream", "fsync", "total", "checksum"}
     assert all(type(value) is float and value >= 0 for value in seconds.values())
     assert seconds["total"] >= seconds["plan"] + seconds["stream"] + seconds["fsync"]
     assert type(data["peak_rss_bytes"]) is int
@@ -200,11 +201,19 @@ def test_json(files, output):
                 "bytes": path.stat().st_size,
                 "coefficient": coefficient,
                 "key": "",
+                "sha256": None,
             }
             for path, step, coefficient in zip(files, (9, 10), (0.25, 0.75), strict=True)
         ],
         "figures": {"effective": pytest.approx(1.6), "lag": 0.25, "lag_unit": "steps", "l1": 1.0},
-        "output": {"path": str(output), "bytes": output.stat().st_size, "files": {}, "format": "safetensors"},
+        "output": {
+            "path": str(output),
+            "bytes": output.stat().st_size,
+            "files": {},
+            "format": "safetensors",
+            "sha256": {},
+        },
+        "checksum": False,
         "tensors": {"averaged": 1, "copied": 1, "dropped": 0, "tied": 0, "differing": 0},
         "dtype": {"float32": 48},
         "device": "cpu",

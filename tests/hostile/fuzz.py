@@ -57,11 +57,12 @@ def fuzz(name, count, seed=SEED, until=float("inf")):
         while outcome.mutants < count and time.monotonic() < until:
             mutant = kind.mutant(dice)
             outcome.mutants += 1
-            _try(kind, mutant, outcome)
+            attempt(kind, mutant, outcome)
     return outcome
 
 
-def _try(kind, mutant, outcome):
+def attempt(kind, mutant, outcome):
+    """Read one mutant with both, and note what became of it."""
     path = kind.write(mutant)
     try:
         ours = kind.ours(path)

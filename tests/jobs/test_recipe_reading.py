@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
+from swatool.averaging.schemes import SCHEMES
 from swatool.errors import UsageError
 from swatool.jobs.recipe_model import Recipe, recipe_schema
 from swatool.jobs.recipe_parts import Output
@@ -133,8 +135,8 @@ MISTAKES = {
     f"{ONE}select: {{last: two}}": "line 4: select.last must be a whole number, not 'two'",
     f"{ONE}select:\n  last: 0": "line 5: select: last must be at least 1, not 0",
     f"{ONE}select: {{best: 2}}": "line 4: select: best needs metric",
-    f"{ONE}select: {{sort: age}}": "line 4: select: sort must be one of step",
-    f"{ONE}policies: {{dtype: int4}}": "line 4: policies: dtype must be one of same",
+    f"{ONE}select: {{sort: age}}": "line 4: select.sort must be one of step, name, mtime, given, not 'age'",
+    f"{ONE}policies: {{dtype: int4}}": "line 4: policies.dtype must be one of same",
     f"{ONE}policies: {{exclude: [1]}}": "policies.exclude[0] must be a text, not '1'",
     f"{ONE}read: {{variant: ''}}": "read: variant is empty",
     f"{ONE}run: {{threads: 0}}": "run: threads must be from 1",
@@ -146,7 +148,10 @@ MISTAKES = {
     ),
     f"{ONE}evaluate: {{command: x, mode: max}}": "line 4: evaluate: eval 'x' is neither a command",
     f"{ONE}evaluate: {{command: 'gone.py:f', mode: max}}": "line 4: evaluate: there is no file 'gone.py'",
-    f"{ONE}  method: emma": "line 3: outputs[0]: method must be one of swa",
+    f"{ONE}  method: emma": "not 'emma'; did you mean ema?",
+    f"{ONE}  method: schedule-free": "line 4: outputs[0].method must be one of swa",
+    f"{ONE}  method: schedule_free": "not 'schedule_free'; that is method lr-weighted",
+    f"{ONE}  parameters: {{spacing: even}}": "parameters.spacing must be one of auto, index, steps",
     f"{ONE}  method: ema": "outputs[0]: method ema needs decay",
     f"{ONE}  method: ema\n  parameters: {{decy: 1}}": (
         "line 5: outputs[0].parameters.decy is unknown; did you mean decay?"
@@ -156,10 +161,10 @@ MISTAKES = {
     ),
     f"{ONE}  method: ema\n  parameters: {{decay: 2}}": "outputs[0]: decay must lie in [0, 1], not 2",
     f"{ONE}  parameters: {{decay: 1}}": "decay does not belong to method swa, but to ema",
-    f"{ONE}  format: gguf": "outputs[0]: format must be one of safetensors",
+    f"{ONE}  format: gguf": "outputs[0].format must be one of safetensors",
     f"{ONE}  max_shard_size: 5MB": "'a.safetensors' is a file's name, and a folder is to be written",
     f"{ONE}  min_step: 9\n  max_step: 3": "min_step 9 is above max_step 3",
-    f"{ONE}  sweep: {{decy: [1, 2]}}": "outputs[0]: sweep decy cannot be swept",
+    f"{ONE}  sweep: {{decy: [1, 2]}}": "line 4: outputs[0].sweep.decy is unknown; did you mean decay?",
     f"{ONE}  sweep: {{last: [1, 2]}}": "outputs[0]: -o 'a.safetensors' needs {last}",
     f"{ONE}  sweep: {{last: [[1]]}}": (
         "line 4: outputs[0].sweep.last[0] must be a text or a whole number or a number"
@@ -191,7 +196,7 @@ MISTAKES = {
         "recalibrate: there is no file 'gone.npz'"
     ),
     f"{ONE}  recalibrate: {{path: b, model: 'm:f', data: 'm:g', mode: fast}}": (
-        "recalibrate: mode must be one of batch"
+        "recalibrate.mode must be one of batch"
     ),
     f"{ONE}  recalibrate: {{path: a.safetensors, model: 'm:f', data: 'm:g'}}": (
         "'a.safetensors' is written twice"
@@ -232,7 +237,51 @@ outputs:
 """)
     lines = str(caught.value).splitlines()
     assert lines[0] == "'r.yaml' has 3 mistakes:"
-    assert [line.split(": ")[0].strip() for line in lines[1:]] == ["line 3", "line 5", "line 9"]
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == ["line 4", "line 5", "line 9"]
+
+
+def told_by(text):
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_mistake_hides_none_in_other_parts():
+    told = told_by("""inputs: "${NOWHERE}/*.pt"
+read: {keyy: model}
+report: a.safetensors
+outputs:
+- path: a.safetensors
+- path: b.safetensors
+  method: ema
+- path: c.safetensors
+  format: gguf
+- path: d.safetensors
+  parameters: {decay: 0.9}
+""")
+    assert told == [
+        "line 1: ${NOWHERE} is not declared under environment",
+        "line 2: read.keyy is unknown; did you mean key?",
+        "line 9: outputs[2].format must be one of safetensors, pt, hf, dcp, not 'gguf'",
+    ]
+    told = told_by("""inputs: "${NOWHERE}/*.pt"
+report: a.safetensors
+outputs:
+- path: a.safetensors
+- path: b.safetensors
+  method: ema
+- path: c.safetensors
+  format: gguf
+- path: d.safetensors
+  parameters: {decay: 0.9}
+""")
+    assert told == [
+        "line 1: ${NOWHERE} is not declared under environment",
+        "line 2: report: 'a.safetensors' is written twice: give each output a path of its own",
+        "line 5: outputs[1]: method ema needs decay",
+        "line 8: outputs[2].format must be one of safetensors, pt, hf, dcp, not 'gguf'",
+        "line 9: outputs[3]: decay does not belong to method swa, but to ema, ema-warmup",
+    ]
 
 
 @pytest.mark.parametrize("name", ["gone.yaml", "gone/r.yaml", "folder", "pipe", "bytes.yaml", "x" * 300])
@@ -263,3 +312,14 @@ def test_the_schema_describes_every_key():
         assert definition["additionalProperties"] is False
         for name, one in definition["properties"].items():
             assert one.get("description"), name
+
+
+def test_the_schema_names_the_words_that_a_key_takes():
+    schema = recipe_schema()
+    parts = schema["$defs"]
+    assert parts["Policies"]["properties"]["integers"]["enum"] == ["last", "first", "equal"]
+    assert parts["Choosing"]["properties"]["sort"]["enum"] == ["step", "name", "mtime", "given"]
+    output = parts["Output"]["properties"]
+    assert set(output["method"]["anyOf"][0]["enum"]) == set(SCHEMES)
+    assert "decay" in output["sweep"]["propertyNames"]["enum"]
+    assert re.fullmatch(parts["Machine"]["properties"]["device"]["pattern"][1:-1], "cuda:1")

@@ -323,6 +323,27 @@ def test_a_recalibration_that_fails_leaves_what_was_published():
     assert not os.path.exists("b.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "more", "error"),
+    [
+        ("mine.py:biuld", "mine.py:data", "", UsageError),
+        ("mine.py:build", "mine.py:data", ", model_arguments: {depth: 3}", UsageError),
+        ("mine.py:build", "mine.py:dta", "", UsageError),
+        ("mine.py:build", "broken.npz:x", "", DataError),
+        ("mine.py:build", "mine.py:data", ", forward: 'mine.py:gone'", UsageError),
+        ("mine.py:build", "mine.py:data", ", evaluate: 'mine.py:gone'", UsageError),
+    ],
+)
+def test_a_recalibration_that_cannot_begin_is_refused_before_the_average(model, data, more, error):
+    Path("broken.npz").write_bytes(b"PK")
+    with pytest.raises(error):
+        run(
+            "outputs:\n  path: a.safetensors\n"
+            f"  recalibrate: {{path: b.safetensors, model: '{model}', data: '{data}'{more}}}"
+        )
+    assert not os.path.exists("a.safetensors")
+
+
 def test_paths_are_those_of_the_recipes_folder_and_the_current_one_stays(folder, monkeypatch):
     with open("r.yaml", "w") as file:
         file.write(f"inputs: run\n{EVALUATE}outputs: a.safetensors\nreport: report.json")

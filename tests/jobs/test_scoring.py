@@ -1,4 +1,5 @@
 import math
+import os
 import sys
 
 import pytest
@@ -180,3 +181,19 @@ def test_an_evaluation_that_is_not_there_is_found_before(evaluate, said):
 def test_an_evaluation_that_is_there():
     check_evaluation("mine.py:number")
     check_evaluation(f"{sys.executable} -c 1 {{path}}")
+
+
+def test_an_evaluation_that_removes_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "remover.py").write_text("import os\ndef score(path):\n    os.unlink(path)\n    return 1.0\n")
+    for evaluate in ("remover.py:score", "sh -c 'rm \"$1\"; echo 1' - {path}"):
+        (tmp_path / "a.pt").write_bytes(b"x")
+        with pytest.raises(CheckFailedError, match=r"removed 'a\.pt', which it was to"):
+            score("a.pt", Scoring(evaluate=evaluate, mode="max"))
+
+
+def test_the_current_folder_is_what_it_was_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mover.py").write_text("import os\ndef score(path):\n    os.chdir('/')\n    return 1.0\n")
+    assert score("a.pt", Scoring(evaluate="mover.py:score", mode="max"))[0] == 1
+    assert os.getcwd() == str(tmp_path)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import signal
@@ -14,10 +15,11 @@ import safetensors.torch
 import torch
 
 from swatool.errors import OutputError, UsageError
-from swatool.output import publish, unfinished
+from swatool.output import publish, renaming, unfinished
 from swatool.output.layout import OutputTensor
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.safetensors_file import lay_out
+from swatool.output.writing import publish_all
 from swatool.tensors import DTYPES
 
 NAME = "out.safetensors"
@@ -25,12 +27,17 @@ NAME = "out.safetensors"
 
 @pytest.fixture(params=["unnamed", "named"])
 def way(request, monkeypatch):
-    """Run the test with both kinds of temporary file."""
+    """Run the test with both kinds of temporary file; the systems of one cannot exchange names, either."""
     if request.param == "named":
         monkeypatch.setattr(publish, "UNNAMED", 0)
+        monkeypatch.setattr(renaming, "_renameat2", unsupported)
     elif not publish.UNNAMED:
         pytest.skip("this system has no files without a name")
     return request.param
+
+
+def unsupported(*_):
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 @pytest.fixture
@@ -258,6 +265,50 @@ def test_racing_threads_publish_exactly_once(target):
     assert os.listdir(target.parent) == []
 
 
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_withdrawn_gives_its_name_back(way, target, old, overwrite):
+    if old and overwrite:
+        target.write_bytes(old)
+    with PendingFile(target, 3, overwrite=overwrite) as pending:
+        pending.write(0, b"new")
+        pending.withdraw()  # of what has no name yet
+        pending.publish()
+        pending.withdraw()
+        pending.withdraw()
+    if not (old and overwrite):
+        assert os.listdir(target.parent) == []
+    else:  # a system that cannot exchange names has no old file any more
+        assert os.listdir(target.parent) == [NAME]
+        assert target.read_bytes() == (old if way == "unnamed" else b"new")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.usefixtures("way")
+def test_what_somebody_else_has_published_since_is_not_withdrawn(target, overwrite):
+    with PendingFile(target, 3, overwrite=overwrite) as pending:
+        pending.publish()
+        put(target, b"other", overwrite=True)
+        pending.withdraw()
+    assert target.read_bytes() == b"other"
+    assert os.listdir(target.parent) == [NAME]
+
+
+def test_of_several_outputs_none_is_replaced_if_one_fails(target):
+    if not publish.UNNAMED:
+        pytest.skip("this system cannot exchange names")
+    paths = [target.parent / name for name in "abc"]
+    for path in paths[1:]:
+        path.write_bytes(b"old")
+    with contextlib.ExitStack() as stack:
+        pending = [stack.enter_context(PendingFile(path, 3, overwrite=True)) for path in paths]
+        pending.append(stack.enter_context(PendingFile(paths[-1], 3)))
+        with pytest.raises(UsageError, match="somebody else"):
+            publish_all(pending)
+    assert sorted(os.listdir(target.parent)) == ["b", "c"]
+    assert {path.read_bytes() for path in paths[1:]} == {b"old"}
+
+
 # --- what is refused beforehand
 
 
@@ -390,7 +441,9 @@ def test_any_exception_leaves_nothing_but_the_old_file(target, kind, old):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync", "link", "replace", "fchmod"])
+@pytest.mark.parametrize(
+    "call", ["posix_fallocate", "pwrite", "fsync", "link", "replace", "fchmod", "_renameat2"]
+)
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
 def test_a_failing_call_leaves_nothing_but_the_old_file(way, target, monkeypatch, call, failure, overwrite):
     if overwrite:
@@ -401,9 +454,10 @@ def test_a_failing_call_leaves_nothing_but_the_old_file(way, target, monkeypatch
         uses.append(call)
         raise failure
 
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(renaming if call == "_renameat2" else os, call, fail)
     expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
-    if (call in ("replace", "fchmod") and not overwrite) or (call == "link" and overwrite and way == "named"):
+    unused = {"replace": way == "unnamed", "link": overwrite and way == "named"}
+    if unused.get(call) or (call in ("replace", "fchmod", "_renameat2") and not overwrite):
         put(target, b"new", overwrite=overwrite)
         assert not uses
         return
@@ -519,21 +573,29 @@ def test_data_reaches_the_disk_before_the_name_and_the_name_before_the_end(
 
     for call in ("pwrite", "fchmod", "fsync", "link", "replace", "unlink"):
         monkeypatch.setattr(os, call, record(call, getattr(os, call)))
+    if way == "unnamed":
+        monkeypatch.setattr(renaming, "_renameat2", record("exchange", renaming._renameat2))
     if overwrite:
         target.write_bytes(b"old")
     put(target, b"x", overwrite=overwrite)
     named = {
         (False, "unnamed"): ["link"],
         (False, "named"): ["link", "unlink"],
-        (True, "unnamed"): ["link", "replace"],
+        (True, "unnamed"): ["link", "exchange"],
         (True, "named"): ["replace"],
     }[overwrite, way]
     mode_first = ["fchmod"] if overwrite else []
-    assert log == ["pwrite", *mode_first, "fsync data", *named, "fsync folder"]
+    old_last = ["unlink"] if overwrite and way == "unnamed" else []
+    assert log == ["pwrite", *mode_first, "fsync data", *named, "fsync folder", *old_last]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(("code", "tolerated"), [(errno.EINVAL, True), (errno.EIO, False)])
-def test_only_a_folder_that_cannot_be_synced_at_all_is_tolerated(target, monkeypatch, code, tolerated):
+def test_only_a_folder_that_cannot_be_synced_at_all_is_tolerated(
+    way, target, monkeypatch, code, tolerated, overwrite
+):
+    if overwrite:
+        target.write_bytes(b"old")
     real = os.fsync
 
     def fail_on_folders(descriptor):
@@ -543,11 +605,16 @@ def test_only_a_folder_that_cannot_be_synced_at_all_is_tolerated(target, monkeyp
 
     monkeypatch.setattr(os, "fsync", fail_on_folders)
     if tolerated:
-        put(target, b"x")
-    else:
-        with pytest.raises(OutputError, match="Input/output error"):
-            put(target, b"x")
-    assert target.read_bytes() == b"x"
+        put(target, b"x", overwrite=overwrite)
+        assert target.read_bytes() == b"x"
+        return
+    with pytest.raises(OutputError, match="Input/output error"):
+        put(target, b"x", overwrite=overwrite)
+    if not overwrite:
+        assert os.listdir(target.parent) == []
+    else:  # a system that cannot exchange names has no old file any more
+        assert os.listdir(target.parent) == [NAME]
+        assert target.read_bytes() == (b"old" if way == "unnamed" else b"x")
 
 
 @pytest.mark.parametrize("reserve", ["posix_fallocate", "ftruncate", "pwrite"])

@@ -559,8 +559,8 @@ def test_each_call_that_fails_leaves_nothing_but_the_old_folder(
             except (OutputError, KeyboardInterrupt):
                 failed = True
         reached = len(uses) > number
-        # The new name is there before it is synced, and before the old folder is opened to be deleted.
-        named = (call, number) in (("fsync", 4), ("open", 12))
+        # The new name is there for good before the old folder is opened to be deleted.
+        named = (call, number) == ("open", 12)
         expected = NEW if named or not reached else OLD if overwrite else None
         entries = os.listdir(target.parent)
         assert [name for name in entries if name == NAME] == ([NAME] if expected else [])
@@ -750,3 +750,58 @@ def test_an_old_folder_that_a_killed_run_moved_aside_is_put_back_or_removed(targ
         check(target)
     assert contents(target) == (NEW if there else OLD)
     assert os.listdir(target.parent) == [NAME]
+
+
+def test_an_old_folder_that_cannot_be_put_back_is_left_where_it_is(target, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    aside = target.parent / f"{unfinished.hidden_prefix(NAME)}{dead.pid}-0123456789abcdef.old"
+    make(aside, OLD)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            check(target, overwrite=True)
+    assert contents(aside) == OLD
+    put(target, NEW, overwrite=True)
+    assert contents(target) == NEW
+    assert os.listdir(target.parent) == [NAME]
+
+
+@pytest.mark.parametrize("old", [None, OLD])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.usefixtures("way")
+def test_what_is_withdrawn_gives_its_name_back(target, old, overwrite):
+    if old and overwrite:
+        make(target, old)
+    layout = layout_of(NEW)
+    with PendingFolder(target, layout.files, overwrite=overwrite) as pending:
+        for position, data in layout.fixed:
+            pending.write(position, data)
+        pending.withdraw()  # of what has no name yet
+        pending.publish()
+        assert contents(target) == NEW
+        pending.withdraw()
+        pending.withdraw()
+    assert os.listdir(target.parent) == ([NAME] if old and overwrite else [])
+    assert not (old and overwrite) or contents(target) == old
+
+
+@pytest.mark.usefixtures("way")
+def test_a_folder_that_is_withdrawn_vanishes_at_once(target, monkeypatch):
+    seen = []
+    unlink = os.unlink
+
+    def look(*arguments, **options):
+        seen.append(target.exists())
+        unlink(*arguments, **options)
+
+    layout = layout_of(NEW)
+    with PendingFolder(target, layout.files) as pending:
+        pending.publish()
+        monkeypatch.setattr(os, "unlink", look)
+        pending.withdraw()
+    assert seen
+    assert not any(seen)

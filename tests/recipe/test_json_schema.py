@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from swatool.choices import KEYS, PATTERN, choice
 from swatool.recipe.json_schema import DIALECT, json_schema
 
 
@@ -33,6 +34,26 @@ class Outer(Inner):
     inner: Inner = field(default_factory=Inner)
     more: Mapping[str, Inner] = field(default_factory=dict)
     free: Mapping[str, object] = field(default_factory=dict)
+
+
+def test_what_a_field_takes_of_its_type():
+    @dataclass(frozen=True)
+    class Narrow:
+        word: str = choice(("x", "y"), default="x")
+        maybe: str | None = choice(("x", "y"), default=None)
+        place: str = field(default="a1", metadata={PATTERN: "a[0-9]|b"})
+        values: Mapping[str, int] = field(default_factory=dict, metadata={KEYS: ("p", "q")})
+
+    assert json_schema(Narrow)["properties"] == {
+        "word": {"enum": ["x", "y"], "default": "x"},
+        "maybe": {"anyOf": [{"enum": ["x", "y"]}, {"type": "null"}]},
+        "place": {"type": "string", "pattern": "^(?:a[0-9]|b)$", "default": "a1"},
+        "values": {
+            "type": "object",
+            "additionalProperties": {"type": "integer"},
+            "propertyNames": {"enum": ["p", "q"]},
+        },
+    }
 
 
 def test_the_whole_schema():

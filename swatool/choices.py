@@ -1,0 +1,62 @@
+"""What fields of settings take besides their types: declared once, for checks, files and their schema."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import Field, field, fields
+from typing import Any
+
+from swatool.errors import UsageError, printable
+
+__all__ = ["KEYS", "PATTERN", "check_choices", "choice", "choices_of", "not_among", "refusal"]
+
+# In a field's metadata.
+CHOICES, OTHER_NAMES = "choices", "other names"
+KEYS = "keys"  # the names that a mapping takes
+PATTERN = "pattern"  # a regular expression that a whole text matches
+
+
+def choice(
+    choices: Iterable[str], *, default: str | None, other_names: Mapping[str, str] | None = None
+) -> Any:  # noqa: ANN401 - as dataclasses.field does
+    """Return a field of a dataclass that is one of a few words, or None where that is its default.
+
+    Args:
+        choices: the words.
+        default: one of them, or None.
+        other_names: what people may say instead, and what it is called here.
+    """
+    return field(default=default, metadata={CHOICES: tuple(choices), OTHER_NAMES: other_names or {}})
+
+
+def choices_of(one: Field[Any]) -> tuple[str, ...]:
+    """Return the words that a field takes; none: it takes others than words, or any."""
+    return tuple(one.metadata.get(CHOICES, ()))
+
+
+def refusal(one: Field[Any], value: object) -> str:
+    """Say why a field does not take a value, as the end of a sentence; empty if it takes it."""
+    choices = choices_of(one)
+    if not choices or value in choices or (value is None and one.default is None):
+        return ""
+    return not_among(choices, value, one.metadata[OTHER_NAMES])
+
+
+def not_among(choices: Collection[str], value: object, other_names: Mapping[str, str]) -> str:
+    """Say that a value is none of a few words, and which may be meant, as the end of a sentence."""
+    name = str(value).lower().replace("_", "-")
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    if name in other_names:
+        hint = f"; that is {other_names[name]}"
+    shown = str(value) if isinstance(value, bool | int | float | None) else printable(value)
+    return f"must be one of {', '.join(choices)}, not {shown}{hint}"
+
+
+def check_choices(settings: Any) -> None:  # noqa: ANN401 - any dataclass
+    """Raise UsageError if a field of a dataclass is none of the words that it takes."""
+    for one in fields(settings):
+        what = refusal(one, getattr(settings, one.name))
+        if what:
+            raise UsageError(f"--{one.name.replace('_', '-')} {what}")

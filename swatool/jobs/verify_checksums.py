@@ -1,0 +1,133 @@
+"""Comparing an output with the checksums published with it, and with those that torch files hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from swatool.checkpoints.files import LocalFile, LocalFiles, LocalFolder
+from swatool.checkpoints.opening import Checkpoint
+from swatool.checkpoints.record_checks import has_records
+from swatool.errors import CheckpointError, printable
+from swatool.jobs.hashing import hash_files, holds_zip_files
+from swatool.output.checksums import MOST_BYTES, SUFFIX, SUMS, parse_checksums
+
+__all__ = ["CheckedFiles", "Checksums", "check_files", "find_checksums"]
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """The checksum file of an output.
+
+    Attributes:
+        path: of it; empty if there is none.
+        digests: SHA-256 by the names of the output's files.
+        files: those files, open; also those that the checkpoint does without.
+        missing: names of files that are not there.
+        unlisted: names of files of the checkpoint that it does not list.
+    """
+
+    path: str = ""
+    digests: Mapping[str, str] | None = None
+    files: tuple[LocalFile, ...] = ()
+    missing: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read to compare them."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """What came of it.
+
+    Attributes:
+        records: how many records of torch files match their CRC-32.
+        failures: a sentence for each file that does not match.
+    """
+
+    records: int
+    failures: tuple[str, ...]
+
+
+def find_checksums(opened: Checkpoint, others: LocalFiles) -> Checksums:
+    """Return the checksums beside an output, or in its folder.
+
+    Args:
+        opened: the output.
+        others: where files of its folder are opened that the checkpoint does without.
+
+    Raises:
+        CheckpointError: what should hold them holds none.
+    """
+    if not os.path.isdir(opened.path):
+        return _beside(opened)
+    path = os.path.join(opened.path, SUMS)
+    folder = LocalFolder(opened.path, others)
+    if SUMS not in folder.names:
+        return Checksums(files=_with_records(opened))
+    digests = _read(path)
+    own = {os.path.basename(file.path): file for file in opened.files.opened}
+    files = [own.get(name) or folder.open(name) for name in digests if name in folder.names]
+    return Checksums(
+        path,
+        digests,
+        tuple(files),
+        missing=tuple(name for name in digests if name not in folder.names),
+        unlisted=tuple(name for name in own if name not in digests),
+    )
+
+
+def _beside(opened: Checkpoint) -> Checksums:
+    path, name = opened.path + SUFFIX, os.path.basename(opened.path)
+    if not os.path.lexists(path):
+        return Checksums(files=_with_records(opened))
+    digests = _read(path)
+    if name not in digests:
+        raise CheckpointError(f"{printable(path)} holds no checksum of {printable(name)}: write it again")
+    return Checksums(path, {name: digests[name]}, opened.files.opened)
+
+
+def _with_records(opened: Checkpoint) -> tuple[LocalFile, ...]:
+    if not holds_zip_files(opened):
+        return ()
+    return tuple(file for file in opened.files.opened if has_records(file))
+
+
+def _read(path: str) -> dict[str, str]:
+    with closing(LocalFile(path)) as file:
+        digests = parse_checksums(file.read(0, file.size)) if file.size <= MOST_BYTES else None
+    if digests is None:
+        raise CheckpointError(f"{printable(path)} is no list of checksums as sha256sum writes it")
+    return digests
+
+
+def check_files(
+    opened: Checkpoint,
+    checksums: Checksums,
+    threads: int,
+    progress: Callable[[int], None] | None = None,
+) -> CheckedFiles:
+    """Read the files of an output, and compare them with their checksums.
+
+    Raises:
+        CheckpointError: a file cannot be read, or a record does not match the CRC-32 that it holds.
+    """
+    checked = holds_zip_files(opened)
+    hashed = hash_files([(file, checked) for file in checksums.files], threads, progress)
+    for file in checksums.files:
+        file.check_unchanged()
+    where, expected = printable(checksums.path), checksums.digests
+    failures = [f"{printable(name)}, which {where} lists, is not there" for name in checksums.missing]
+    failures += [f"{printable(name)} is not listed in {where}" for name in checksums.unlisted]
+    if expected is not None:
+        failures += [
+            f"{printable(one.name)} does not have the SHA-256 that {where} records"
+            for one in hashed
+            if one.sha256 != expected[one.name]
+        ]
+    return CheckedFiles(sum(one.records for one in hashed), tuple(failures))
