@@ -48,6 +48,9 @@ PLAIN_TENSOR_TYPES = frozenset(
     }
 )
 
+# Attributes of a tensor that stand for its values.
+VALUES = frozenset({"data", "real", "imag", "__class__"})
+
 UNSUPPORTED_KINDS: Mapping[str, str] = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch._utils._rebuild_sparse_csr_tensor": "sparse",
@@ -144,8 +147,10 @@ def _tensor_v3(arguments: Arguments) -> TensorDescriptor | UnsupportedTensor:
 
 
 def _is_lazy(metadata: object) -> bool:
-    """Tell whether the values still have to be conjugated or negated after they were read."""
-    return isinstance(metadata, dict) and bool(metadata.get("conj") or metadata.get("neg"))
+    """Tell whether the values still have to be conjugated or negated, or may have to be."""
+    if isinstance(metadata, dict):
+        return bool(metadata.get("conj") or metadata.get("neg"))
+    return metadata is not None
 
 
 def _view(arguments: Arguments, dtype: DType | None) -> TensorDescriptor | UnsupportedTensor:
@@ -190,10 +195,18 @@ def _check_layout(key: str, offset: object, shape: object, strides: object) -> N
 
 
 def _parameter(arguments: Arguments) -> object:
-    """_rebuild_parameter(data, requires_grad, hooks), with or without a state: the data."""
+    """_rebuild_parameter(data, requires_grad, hooks), and with a state as a fourth: the data."""
     if not arguments or not isinstance(arguments[0], TensorDescriptor | UnsupportedTensor | Opaque):
         raise MalformedError("makes a parameter of something that is not a tensor")
+    _check_state(arguments[3] if len(arguments) > 3 else None)
     return arguments[0]
+
+
+def _check_state(state: object) -> None:
+    """Refuse attributes by which a tensor that has been made would get other values; others are dropped."""
+    for part in state if type(state) is tuple else (state,):
+        if part is not None and (type(part) is not dict or any(name in part for name in VALUES)):
+            raise MalformedError("changes the values of a tensor that it has made")
 
 
 def _from_cpu_tensor(arguments: Arguments) -> object:
@@ -210,11 +223,12 @@ def _from_type(arguments: Arguments) -> object:
     """_rebuild_from_type_v2(function, type, arguments, state): the tensor, if the type adds nothing to it."""
     if len(arguments) != 4:
         raise MalformedError("rebuilds a tensor from the wrong number of arguments")
-    function, kind, inner, _state = arguments
+    function, kind, inner, state = arguments
     if type(function) is not Opaque or type(kind) is not Opaque or type(inner) is not tuple:
         raise MalformedError("rebuilds a tensor from arguments of the wrong kind")
     if kind.name not in PLAIN_TENSOR_TYPES or function.name in REWRAPPED:
         return UnsupportedTensor(kind.name)
+    _check_state(state)
     return call(function, inner)
 
 

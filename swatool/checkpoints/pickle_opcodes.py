@@ -251,11 +251,16 @@ def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
 
 
 def _build(machine: PickleMachine, position: int) -> int:
-    """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights."""
+    """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights.
+
+    That of a tensor would be another storage; torch.save gives it none.
+    """
     state = machine.stack.pop()
     target = machine.stack[-1]
     if type(target) is Record:
         target.state = state
+    elif type(target) is TensorDescriptor:
+        raise MalformedError("changes the values of a tensor that it has made")
     return position
 
 

@@ -23,6 +23,7 @@ MAX_RECORDS = 200_000
 MAX_DIRECTORY = 64 << 20
 
 ENCRYPTED = 0x0001 | 0x0040 | 0x2000
+PATCH = 0x0020  # the difference to another file
 DATA_DESCRIPTOR = 0x0008
 STORED = 0
 FOLDER = 0x10  # among the attributes, as MS-DOS has them
@@ -100,7 +101,7 @@ def data_offset(source: Source, record: Record) -> int:
     if (
         magic != b"PK\3\4"
         or method != STORED
-        or flags & ENCRYPTED
+        or flags & (ENCRYPTED | PATCH)
         or header[LOCAL.size :] != name
         or name_length != len(name)
         or packed not in (record.size, unsized)
@@ -191,8 +192,9 @@ def _records(source: Source, data: bytes, count: int) -> Iterator[Record]:
 
 
 def _check_stored(source: Source, name: str, flags: int, method: int, same_size: bool) -> None:
-    if flags & ENCRYPTED:
-        raise CheckpointError(f"record {printable(name)} of {printable(source.path)} is encrypted")
+    if flags & (ENCRYPTED | PATCH):
+        how = "encrypted" if flags & ENCRYPTED else "a patch to another file"
+        raise CheckpointError(f"record {printable(name)} of {printable(source.path)} is {how}")
     if "/code/" in name:
         raise CheckpointError(f"{printable(source.path)} {TORCHSCRIPT}")
     if method != STORED or not same_size:

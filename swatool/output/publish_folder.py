@@ -246,17 +246,18 @@ class PendingFolder:
     def _took_name_of_old(self) -> bool:
         """Move the old folder aside and take its name; there is a moment in which nobody has it."""
         aside = hidden_name(self._name, "old")
-        os.rename(self._name, aside, src_dir_fd=self._parent, dst_dir_fd=self._parent)
         try:
+            os.rename(self._name, aside, src_dir_fd=self._parent, dst_dir_fd=self._parent)
             self._check_removable(aside)
             took = self._took_free_name()
+            if took:
+                self._hidden = aside
         except BaseException:
+            self.withdraw()  # a signal may have come when the name was taken just now
             with contextlib.suppress(OSError):
                 os.rename(aside, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
             raise
-        if took:
-            self._hidden = aside
-        else:  # by somebody else, who must be replaced in turn
+        if not took:  # but somebody else did, who must be replaced in turn
             remove(self._parent, aside)
         return took
 

@@ -40,8 +40,8 @@ UNFINISHED: set[Callable[[], None]] = set()
 def discard_unfinished() -> None:
     """Remove all traces of outputs that are being written.
 
-    For a process that a signal ends: it may have come while a `with` block was being entered or left, which then
-    cannot clean up.
+    For a process that a signal ends: it may have come while a `with` block was being entered or left, which
+    then cannot clean up.
     """
     for discard in list(UNFINISHED):
         discard()

@@ -1,5 +1,6 @@
 """A local file as a source: refused without waiting, read exactly or not at all, watched for changes."""
 
+import errno
 import os
 import random
 import socket
@@ -9,8 +10,9 @@ import time
 
 import pytest
 
-from swatool.checkpoints.files import MAX_PIECES, LocalFile
-from swatool.errors import CheckpointError
+from swatool.checkpoints import files
+from swatool.checkpoints.files import MAX_PIECES, LocalFile, LocalFolder
+from swatool.errors import CheckpointError, OutputError
 
 DATA = random.Random(1).randbytes(10_240)
 
@@ -208,6 +210,35 @@ def test_a_changed_file_is_noticed(file, change):
     change(file.path)
     with pytest.raises(CheckpointError, match=r"x\.pt' changed while it was read"):
         file.check_unchanged()
+
+
+def test_a_file_that_cannot_be_looked_at_any_more_is_an_error(file):
+    os.close(file._descriptor)
+    with pytest.raises(CheckpointError, match=r"cannot look at .*x\.pt': Bad file descriptor"):
+        file.check_unchanged()
+    file._descriptor = -1
+
+
+@pytest.mark.parametrize("what", ["open", "listdir"])
+@pytest.mark.parametrize("room", [True, False])
+def test_too_many_open_files(tmp_path, monkeypatch, what, room):
+    """The process lets itself have more, if it may; else the error says what is to be done."""
+    (tmp_path / "x.pt").write_bytes(DATA)
+    honest, raised = getattr(os, what), []
+
+    def full(*arguments):
+        if not raised:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return honest(*arguments)
+
+    monkeypatch.setattr(os, what, full)
+    monkeypatch.setattr(files, "_raise_limit", lambda: raised.append(1) or True if room else False)
+    use = (lambda: LocalFile(tmp_path / "x.pt")) if what == "open" else (lambda: LocalFolder(tmp_path, None))
+    if room:
+        assert use().path.startswith(str(tmp_path))
+    else:
+        with pytest.raises(OutputError, match="too many files are open; raise ulimit -n"):
+            use()
 
 
 def test_a_file_that_was_read_is_unchanged(file):

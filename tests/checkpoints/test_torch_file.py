@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from hostile.pickles import changed_afterwards, program, text
 from hostile.zips import central_headers, described, edited, repacked, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -376,6 +377,21 @@ def test_encrypted_records_are_refused():
     data = saved(WEIGHTS)
     first = central_headers(data)[0]
     assert "encrypted" in refusal(edited(data, first + 8, "<H", 0x801))
+    assert "patch" in refusal(edited(data, first + 8, "<H", 0x828))
+
+
+@pytest.mark.parametrize(("how", "body"), changed_afterwards().items())
+def test_tensors_that_get_other_values_after_they_were_made_are_refused(how, body):
+    """No reader that only looks where a tensor was made would see what torch.load gives."""
+    records = [("archive/version", b"3\n"), ("archive/data.pkl", program(b"}" + text("w") + body + b"s"))]
+    floats = [struct.pack("<6f", *[value] * 6) for value in (1.0, 2.0)]
+    data = zip_of([*records, *((f"archive/data/{key}", raw) for key, raw in enumerate(floats))])
+    loaded = torch.load(io.BytesIO(data), weights_only=True)["w"].resolve_neg()
+    assert (loaded != 1).all()
+    if how == "by its metadata":
+        assert read(data).root["w"] == UnsupportedTensor("conjugate or negative view")
+    else:
+        assert "changes the values of a tensor" in refusal(data)
 
 
 def test_duplicate_records_are_refused():

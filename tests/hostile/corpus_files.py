@@ -86,7 +86,7 @@ def changing():
             codes={"dry-run": 3 * (during in ("truncate", "fail")), "inspect": 0},
             during=during,
         )
-    yield Case("X1", "a NaN", "bad.pt", nonfinite, "(?s).*", codes=AVERAGES)
+    yield Case("X1", "a NaN", "bad.pt", nonfinite, "(?s).*", codes={**AVERAGES, "verify": 6})
 
 
 def too_large():
@@ -95,6 +95,7 @@ def too_large():
         "dry-run": 0,
         "inspect": 0,
         "stats": -1,
+        "verify": -1,
         "diff": -1,
         "reversed": -1,
         "recalibrate-bn": 5,

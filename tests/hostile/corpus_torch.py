@@ -10,6 +10,7 @@ from hostile import models
 from hostile.cases import of_bytes
 from hostile.legacy import identifier, legacy, view_of
 from hostile.pickles import (
+    changed_afterwards,
     deep,
     doubling,
     named,
@@ -71,6 +72,9 @@ def pickles():
     yield "P1", "EXT1", b"\x82\x01", "opcode 0x82"
     yield "P1", "PERSID", b"Pos.system\n", "opcode 0x50"
     yield "P1", "nested persistent ids", storage_id() + b"Q", "persistent id"
+    for how, weight in changed_afterwards().items():
+        if how != "by its metadata":
+            yield "P1", f"values changed {how}", b"}" + text("w") + weight + b"s", "changes the values"
     yield "P1", "a state that hides the entries", b"}}" + text("items") + named("torch.Size") + b"sb", "dict"
     yield "P2", "protocol 6", b"\x80\x06N", "protocol 6"
     yield "P2", "protocol 0", b"S'text'\n", "opcode 0x53"

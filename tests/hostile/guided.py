@@ -27,7 +27,7 @@ PROGRESS = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+)")
 
 
 def follow(name, seconds):
-    """Damage one format for so long, in the current folder; the process ends with another code if it fails."""
+    """Damage one format for so long, in the current folder; the process ends with its verdict."""
     kind, dice, outcome = FORMATS[name], random.Random(f"{fuzz.SEED} {name}"), fuzz.Outcome()
     kind.prepare(Path())
     seeds = Path("seeds")

@@ -50,6 +50,32 @@ def strided(storage, shape, strides=None, offset=0):
     return tensor(storage, number(offset), lengths, steps)
 
 
+def changed_afterwards():
+    """Tensors of zeros in storage 0 that torch.load fills from storage 1 after they were made, by how."""
+    ones = storage_id(key="1")
+    other = tensor(ones)
+    parameter = named("torch._utils._rebuild_parameter_with_state")
+    wrapped = named("torch._tensor._rebuild_from_type_v2") + b"(" + named("torch._utils._rebuild_tensor_v2")
+    inner = tuple_of(
+        storage_id(), number(0), tuple_of(number(2), number(3)), tuple_of(number(3), number(1)), b"\x89}"
+    )
+    data = b"}" + text("data") + other + b"s"
+    counted = named("collections.Counter") + tuple_of(data) + b"R"
+    return {
+        "by its state": tensor() + tuple_of(ones, number(0), tuple_of(number(2)), tuple_of(number(1))) + b"b",
+        "by an attribute": parameter + tuple_of(tensor(), b"\x89}", data) + b"R",
+        "by a slot": parameter + tuple_of(tensor(), b"\x89}", tuple_of(b"N", data)) + b"R",
+        "by a part of it": parameter
+        + tuple_of(tensor(), b"\x89}", b"}" + text("real") + other + b"s")
+        + b"R",
+        "by what is no dict": parameter + tuple_of(tensor(), b"\x89}", counted) + b"R",
+        "by a type": wrapped + named("torch.nn.parameter.Parameter") + inner + data + b"tR",
+        "by its metadata": tensor(
+            rest=b"\x89}" + named("collections.Counter") + b"}" + text("neg") + b"\x88s\x85R"
+        ),
+    }
+
+
 def deep(levels):
     return program(b"N" + b"\x85" * levels)
 

@@ -69,6 +69,7 @@ def commands_of(case):
     yield "dry-run", [*average, "--dry-run"]
     yield "inspect", ["inspect", case.target]
     yield "stats", ["inspect", "--stats", case.target]
+    yield "verify", ["verify", case.target]
     yield "diff", ["diff", case.target, good]
     yield "reversed", ["diff", good, case.target]
     yield "recalibrate-bn", ["recalibrate-bn", case.target, "--data", "rows.npy", *recalibrate]
