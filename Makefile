@@ -19,7 +19,7 @@ RECALIBRATE = $(SWATOOL) recalibrate-bn --model $(DIGITS)/model.py:build --data 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-without-numpy lint check bench fuzz fuzz-guided format clean
+.PHONY: help demo test test-without-numpy lint check bench bench-reliability fuzz fuzz-guided format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -57,6 +57,9 @@ bench: $(READY) ## Measure speed and memory; BENCH_ARGS=--short takes seconds
 	for part in run batchnorm swa_utils formats inspect_diff large_plan sweep; do \
 		$(PYTHON) tests/bench/$$part.py $(BENCH_ARGS) || exit 1; \
 	done
+
+bench-reliability: $(READY) ## Try the promises about hostile files, faults, signals and races; --short takes minutes
+	PYTHONPATH=tests $(PYTHON) tests/bench/reliability.py $(BENCH_ARGS)
 
 fuzz: $(READY) ## Read damaged files of every format; FUZZ_COUNT=200000 of each takes an hour
 	PYTHONPATH=tests $(PYTHON) -m hostile.fuzz $(FUZZ_ARGS)

@@ -24,7 +24,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def is_shortage(error: RuntimeError) -> bool:
-    """Tell whether torch found no memory: it has a type of error for that on CUDA only, and words elsewhere."""
+    """Tell whether torch found no memory; only for CUDA it has a type of error for that."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
 
 

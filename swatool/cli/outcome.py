@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import ParamSpec
 
@@ -49,7 +49,7 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
         try:
-            with _signals_raised():
+            with _signals_raised(as_json):
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except SwatoolError as error:
@@ -128,8 +128,24 @@ def tell_error(message: str, code: int, as_json: bool) -> typer.Exit:
     return typer.Exit(code)
 
 
+def _torch_is_being_imported() -> bool:
+    """Tell whether exceptions are lost: any that comes while torch imports NumPy is a missing NumPy to it."""
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
+def _end_at_once(number: int, as_json: bool) -> None:
+    """Do all that Stopped would lead to, and end the process."""
+    discard_unfinished()
+    ending = tell_error(f"stopped by {signal.Signals(number).name}", 128 + number, as_json)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(ending.exit_code)
+
+
 @contextmanager
-def _signals_raised() -> Iterator[None]:
+def _signals_raised(as_json: bool) -> Iterator[None]:
     """Let the first signal raise Stopped; a second one ends the process at once, as if nobody cared.
 
     Stopped is what comes of it in any case, though it be lost, or another error follow from it.
@@ -148,6 +164,8 @@ def _signals_raised() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL)
         # What is torn down on the way out may complain of it, and nobody is helped by that.
         sys.unraisablehook = lambda _: None
+        if _torch_is_being_imported():
+            _end_at_once(number, as_json)
         came.append(Stopped(number))
         raise came[0]
 

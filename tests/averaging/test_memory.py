@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from swatool.averaging.memory import ALIGNMENT, Memory, Rows, bytes_of
+from swatool.averaging.memory import ALIGNMENT, Memory, Rows, bytes_of, is_shortage
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
@@ -19,6 +19,17 @@ def test_bytes_of_is_the_tensors_own_memory():
     assert tensor.tolist() == [0, 7, 9, 0, 0]
     tensor[4] = 3
     assert bytes(view) == b"\x00\x07\x09\x00\x03"
+
+
+def test_a_shortage_is_told_from_other_errors_of_torch():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_shortage(caught.value)
+    assert is_shortage(RuntimeError("std::bad_alloc"))
+    assert is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2) + torch.zeros(3)
+    assert not is_shortage(caught.value)
 
 
 def test_memory_is_the_same_under_the_same_name(memory):

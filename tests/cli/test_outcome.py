@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from swatool.cli import app
-from swatool.cli.outcome import SIGNALS, ending_in_an_exit_code
+from swatool.cli.outcome import SIGNALS, Stopped, ending_in_an_exit_code
 from swatool.errors import (
     CheckFailedError,
     CheckpointError,
@@ -21,6 +22,10 @@ from swatool.errors import (
     SwatoolError,
     UsageError,
 )
+from swatool.output import publish
+from swatool.output.layout import OutputFile
+from swatool.output.publish import PendingFile
+from swatool.output.publish_folder import PendingFolder
 
 SWATOOL = [sys.executable, "-m", "swatool", "average"]
 KINDS = {
@@ -82,6 +87,20 @@ def test_failures_of_the_system_are_told(capsys):
     assert lines[1] == "error: out of memory"
 
 
+def test_what_cannot_be_imported_is_told(capsys):
+    assert ended(raising(ImportError("libx.so: failed to map segment"))) == 5
+    assert capsys.readouterr().err == "error: the system failed: libx.so: failed to map segment\n"
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "ImportError('failed to map segment')"])
+def test_failures_before_a_command_has_begun_are_told(error):
+    code = f"import swatool.cli as c\ndef fail(_): raise {error}\nc._app = fail\nc.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: the system failed: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_bugs_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         ending_in_an_exit_code(raising(ZeroDivisionError()))()
@@ -117,6 +136,67 @@ def test_signals_end_a_command(capsys, number):
     assert ended(lambda **_: os.kill(os.getpid(), number)) == 128 + number
     assert capsys.readouterr().err.startswith(f"error: stopped by {signal.Signals(number).name}")
     assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def lose():
+    with contextlib.suppress(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fail_after():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise OSError(9, "Bad file descriptor")
+
+
+@pytest.mark.usefixtures("as_from_a_shell")
+@pytest.mark.parametrize("command", [lose, fail_after])
+def test_a_signal_counts_though_it_is_lost_or_something_else_follows(capsys, command):
+    assert ended(lambda **_: command()) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: stopped by SIGTERM\n"
+
+
+@pytest.mark.usefixtures("as_from_a_shell")
+@pytest.mark.parametrize("kind", [PendingFile, PendingFolder])
+def test_a_signal_while_a_block_is_entered_leaves_nothing(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(publish, "UNNAMED", 0)
+    what = 100 if kind is PendingFile else [OutputFile("x", 0, 100)]
+
+    def enter(**_):
+        kind(tmp_path / "out", what).__enter__()
+        assert os.listdir(tmp_path)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended(enter) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
+
+
+# torch imports NumPy from C++, and forgets whatever is raised meanwhile.
+STOPPED_WHILE_TORCH_IS_IMPORTED = """
+    import os, signal, sys
+    from swatool.__main__ import main
+
+    class Late:
+        def find_spec(self, name, *_):
+            if name == "numpy" and not self.__dict__.setdefault("seen", name in sys.modules):
+                self.seen = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.meta_path.insert(0, Late())
+    main()
+"""
+
+
+def test_a_signal_while_torch_is_imported_ends_at_once(files):
+    script = textwrap.dedent(STOPPED_WHILE_TORCH_IS_IMPORTED)
+    folder = files[0].parent
+    command = [sys.executable, "-c", script, "average", *files, "-o", f"{folder}/out/", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "error: stopped by SIGTERM\n"
+    assert done.returncode == 128 + signal.SIGTERM
+    assert sorted(folder.iterdir()) == files
 
 
 def test_ignored_signals_stay_ignored():

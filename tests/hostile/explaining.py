@@ -6,7 +6,7 @@ import re
 OF_TORCH = {
     "an object that torch does not make, inert here": (
         r"Unsupported global|Unsupported class|Can only \w+|Trying to (call|instantiate)|was blocked"
-        r"|object is not callable|has no attribute"
+        r"|object is not callable|has no attribute|Boolean value of Tensor|set_\(\) received an invalid"
     ),
     "an opcode that torch does not know": r"Unsupported operand",
     "a key that is dropped here": r"unhashable type",

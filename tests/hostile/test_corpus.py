@@ -1,6 +1,5 @@
 """Every hostile input, through every command that reads it: one sentence, and nothing else happens."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from hostile.cases import ROWS, Case
 from hostile.corpus import CASES
 from hostile.judging import faults
+from hostile.measuring import told_of
 
 pytest.importorskip("PIL")
 
@@ -21,22 +21,11 @@ KEPT = 64 << 20  # bytes that may stay with a process after thousands of refusal
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What every command said of every case, and what it did, from one process that is watched."""
-    run = subprocess.run(
-        [sys.executable, "-m", "hostile.running"],
-        input=json.dumps(list(CASES)),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(tmp_path_factory.mktemp("cases"))},
-        timeout=600,
-        check=False,
-    )
-    lines = [json.loads(line) for line in run.stdout.splitlines()]
-    assert run.returncode == 0, f"ended with {run.returncode} after {lines[-1:]}: {run.stderr[-3000:]}"
-    return lines
+    return told_of(CASES, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.fixture(scope="module")
-def told_of(told):
+def by_case(told):
     found = {}
     for line in told:
         if "code" in line:
@@ -45,20 +34,20 @@ def told_of(told):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_input_is_refused_by_every_command(told_of, name):
+def test_a_hostile_input_is_refused_by_every_command(by_case, name):
     case = CASES[name]
-    found = {command: faults(case, command, line) for command, line in told_of[name].items()}
+    found = {command: faults(case, command, line) for command, line in by_case[name].items()}
     assert found
     assert not any(found.values()), found
 
 
-def test_every_command_reads_every_case(told_of):
+def test_every_command_reads_every_case(by_case):
     commands = {"average", "dry-run", "inspect", "stats", "verify", "diff", "reversed", "recalibrate-bn"}
     for name, case in CASES.items():
         expected = {one for one in commands if case.code(one) >= 0}
         if case.kind != "checkpoint":
             expected = {"recalibrate-bn"} if case.kind == "data" else {"metrics"}
-        assert expected <= set(told_of[name]), name
+        assert expected <= set(by_case[name]), name
 
 
 def test_memory_is_given_back(told):

@@ -13,6 +13,7 @@ import types
 import pytest
 import safetensors.torch
 import torch
+from faults.interrupting import interrupted_at_each_line
 
 from swatool.errors import OutputError, UsageError
 from swatool.output import publish, renaming, unfinished
@@ -697,3 +698,26 @@ def test_temporaries_of_the_living_of_other_machines_and_of_other_targets_stay(t
         (target.parent / name).touch()
     put(target, b"x")
     assert set(os.listdir(target.parent)) == {NAME, *stay}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.usefixtures("way")
+def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_one_alone(target, overwrite):
+    """And if it comes while a `with` block is entered or left, the command line has it cleaned up."""
+    wrong = []
+    if overwrite:
+        target.write_bytes(b"old")
+    for where in interrupted_at_each_line(
+        lambda: put(target, b"new", overwrite=overwrite), "/swatool/output/"
+    ):
+        unfinished.discard_unfinished()
+        there = target.read_bytes() if target.exists() else None
+        expected = (b"old" if overwrite else None, b"new") if where else (b"new",)
+        if there not in expected or os.listdir(target.parent) != [NAME][: there is not None]:
+            wrong.append((where, os.listdir(target.parent)))
+        assert not unfinished.UNFINISHED
+        for left in target.parent.iterdir():
+            left.unlink()
+        if overwrite:
+            target.write_bytes(b"old")
+    assert not wrong

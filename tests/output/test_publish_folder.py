@@ -10,6 +10,7 @@ import threading
 import types
 
 import pytest
+from faults.interrupting import interrupted_at_each_line
 
 from swatool.errors import OutputError, UsageError
 from swatool.output import occupant, open_files, publish_folder, renaming, unfinished
@@ -805,3 +806,24 @@ def test_a_folder_that_is_withdrawn_vanishes_at_once(target, monkeypatch):
         pending.withdraw()
     assert seen
     assert not any(seen)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.usefixtures("way")
+def test_ctrl_c_at_any_line_leaves_the_old_or_the_new_one_alone(target, overwrite):
+    """And if it comes while a `with` block is entered or left, the command line has it cleaned up."""
+    wrong = []
+    if overwrite:
+        make(target, OLD)
+    for where in interrupted_at_each_line(lambda: put(target, NEW, overwrite=overwrite), "/swatool/output/"):
+        unfinished.discard_unfinished()
+        there = contents(target) if target.exists() else None
+        expected = (OLD if overwrite else None, NEW) if where else (NEW,)
+        if there not in expected or os.listdir(target.parent) != [NAME][: there is not None]:
+            wrong.append((where, os.listdir(target.parent)))
+        assert not unfinished.UNFINISHED
+        for left in target.parent.iterdir():
+            empty(left)
+        if overwrite:
+            make(target, OLD)
+    assert not wrong
