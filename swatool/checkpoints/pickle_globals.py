@@ -13,7 +13,7 @@ from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTe
 from swatool.errors import printable
 from swatool.tensors import DTYPES, DType
 
-__all__ = ["NOT_AN_IDENTIFIER", "MalformedError", "Storage", "call", "is_key", "storage"]
+__all__ = ["CONTAINERS", "NOT_AN_IDENTIFIER", "MalformedError", "Storage", "call", "is_key", "storage"]
 
 MAX_RANK = 64
 MAX_LENGTH = (1 << 63) - 1
@@ -48,6 +48,7 @@ PLAIN_TENSOR_TYPES = frozenset(
     }
 )
 
+USED_UP = Opaque("a list that was used up")
 # Attributes of a tensor that stand for its values.
 VALUES = frozenset({"data", "real", "imag", "__class__"})
 
@@ -110,6 +111,8 @@ def call(function: Opaque, arguments: Arguments) -> object:
         return describe(arguments)
     if name in REWRAPPED:
         return _from_type(arguments)
+    if name in PLAIN_TENSOR_TYPES:
+        return UnsupportedTensor(name)  # a tensor that torch would make, of whatever it is given
     if name in UNSUPPORTED_KINDS:
         return UnsupportedTensor(UNSUPPORTED_KINDS[name])
     return function
@@ -211,11 +214,13 @@ def _check_state(state: object) -> None:
 
 def _from_cpu_tensor(arguments: Arguments) -> object:
     """_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad): the data."""
-    data, dtype, *_ = arguments if len(arguments) == 4 else (None, None)
+    data, dtype, device, *_ = arguments if len(arguments) == 4 else (None, None, None)
     if not isinstance(data, TensorDescriptor):
         raise MalformedError("makes a device tensor of something that is not a tensor")
     if type(dtype) is not Opaque or dtype.name != f"torch.{data.dtype.name}":
         return UnsupportedTensor("device tensor kept in another dtype")
+    if device == "meta":
+        return UnsupportedTensor("meta")
     return data
 
 
@@ -226,10 +231,11 @@ def _from_type(arguments: Arguments) -> object:
     function, kind, inner, state = arguments
     if type(function) is not Opaque or type(kind) is not Opaque or type(inner) is not tuple:
         raise MalformedError("rebuilds a tensor from arguments of the wrong kind")
-    if kind.name not in PLAIN_TENSOR_TYPES or function.name in REWRAPPED:
-        return UnsupportedTensor(kind.name)
     _check_state(state)
-    return call(function, inner)
+    if function.name in REWRAPPED:
+        raise MalformedError("wraps a tensor that is wrapped already")
+    found = call(function, inner)  # also for what it does to the values
+    return found if kind.name in PLAIN_TENSOR_TYPES else UnsupportedTensor(kind.name)
 
 
 def _ordered_dict(arguments: Arguments) -> dict[object, object]:
@@ -245,8 +251,8 @@ def _ordered_dict(arguments: Arguments) -> dict[object, object]:
             raise MalformedError("makes an OrderedDict of something that is not a list of pairs")
         if is_key(pair[0]):
             result[pair[0]] = pair[1]
-    # Honest pickles make the list for this call alone. Emptied, it cannot be copied a thousand times.
-    pairs.clear()
+    # Honest pickles make the list for this call alone. Used up, it cannot be copied a thousand times.
+    pairs[:] = [USED_UP] if pairs else []
     return result
 
 
@@ -276,5 +282,6 @@ DESCRIBED: Mapping[str, Callable[[Arguments], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
 }
+CONTAINERS = frozenset({"collections.OrderedDict", "collections.defaultdict"})
 # Apart, so that one of them inside another is not followed: a pickle may nest them a million deep.
 REWRAPPED = frozenset({"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"})

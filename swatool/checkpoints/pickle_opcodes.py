@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 
 from swatool.checkpoints.contents import Opaque, TensorDescriptor
-from swatool.checkpoints.pickle_globals import MalformedError, call, is_key
+from swatool.checkpoints.pickle_globals import CONTAINERS, MalformedError, Storage, call, is_key
 from swatool.checkpoints.pickle_machine import PickleMachine
 from swatool.checkpoints.pickle_records import Record
 from swatool.checkpoints.pickle_values import (
@@ -242,6 +242,14 @@ def _reduce(machine: PickleMachine, position: int) -> int:
     return position
 
 
+def _new_object(machine: PickleMachine, position: int) -> int:
+    """Make an object as REDUCE does, but that a new container, unlike one that is called, takes no items."""
+    arguments, function = machine.stack[-1], machine.stack[-2]
+    if arguments and isinstance(function, Opaque) and function.name in CONTAINERS:
+        raise MalformedError("makes a container of something that it would not hold")
+    return _reduce(machine, position)
+
+
 def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
     machine.stack.pop()
     machine.stack.pop()
@@ -253,13 +261,13 @@ def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
 def _build(machine: PickleMachine, position: int) -> int:
     """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights.
 
-    That of a tensor would be another storage; torch.save gives it none.
+    That of a tensor or a storage would give it other values; torch.save gives them none.
     """
     state = machine.stack.pop()
     target = machine.stack[-1]
     if type(target) is Record:
         target.state = state
-    elif type(target) is TensorDescriptor:
+    elif type(target) in (TensorDescriptor, Storage):
         raise MalformedError("changes the values of a tensor that it has made")
     return position
 
@@ -337,7 +345,7 @@ OPCODES: Mapping[bytes, Handler] = {
     pickle.GLOBAL: _global,
     pickle.STACK_GLOBAL: _stack_global,
     pickle.REDUCE: _reduce,
-    pickle.NEWOBJ: _reduce,
+    pickle.NEWOBJ: _new_object,
     pickle.NEWOBJ_EX: _new_object_with_keywords,
     pickle.BUILD: _build,
     pickle.BINPERSID: _persistent,

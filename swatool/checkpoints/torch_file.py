@@ -6,8 +6,9 @@ import json
 import zlib
 from collections.abc import Mapping
 
-from swatool.checkpoints.contents import Contents
+from swatool.checkpoints.contents import Contents, Opaque
 from swatool.checkpoints.pickle_descriptors import next_descriptors
+from swatool.checkpoints.pickle_globals import MalformedError, Storage, storage
 from swatool.checkpoints.pickle_machine import PIECE
 from swatool.checkpoints.storages import Storages
 from swatool.checkpoints.zip_records import TORCHSCRIPT, Record, data_offset, read_directory
@@ -69,7 +70,10 @@ def _load_pickle(source: Source, record: Record, storages: int) -> object:
     _check_pickle(source, record, begin)
     where = printable(source.path)
     end = begin + record.size
-    root, reached = next_descriptors(source.read, (begin, end), where, earning=storages)
+    named = _NamedStorages()
+    root, reached = next_descriptors(
+        source.read, (begin, end), where, persistent=named.persistent, earning=storages
+    )
     if reached != end:
         raise CheckpointError(
             f"{where} is damaged or was not written by torch.save: its pickle goes on after its end"
@@ -104,6 +108,20 @@ def _read_metadata(source: Source, record: Record | None) -> Mapping[str, str]:
     except (ValueError, RecursionError):
         return {}
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+class _NamedStorages:
+    """The storages that a pickle names; torch takes each as it is named first, so all must say the same."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Opaque] = {}
+
+    def persistent(self, identifier: object) -> Opaque:
+        """Return the storage that a persistent id names."""
+        found = storage(identifier)
+        if type(found) is Storage and self._found.setdefault(found.key, found) != found:
+            raise MalformedError(f"gives storage {printable(found.key)} two types or lengths")
+        return found
 
 
 class _Records:

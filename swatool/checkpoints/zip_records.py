@@ -23,6 +23,7 @@ MAX_RECORDS = 200_000
 MAX_DIRECTORY = 64 << 20
 
 ENCRYPTED = 0x0001 | 0x0040 | 0x2000
+WELL_KNOWN = frozenset({"data.pkl", "byteorder", "version"})
 PATCH = 0x0020  # the difference to another file
 DATA_DESCRIPTOR = 0x0008
 STORED = 0
@@ -79,13 +80,16 @@ def read_directory(source: Source) -> Mapping[str, Record]:
     if records and records[0].header != 0:
         raise _damaged(source, "its first record does not begin at the first byte")
     found: dict[str, Record] = {}
+    seen: set[str] = set()
     following = [record.header for record in records[1:]] + [where.offset]
     for record, limit in zip(records, following, strict=False):
         name, size, crc, header, _ = record
         if header + LOCAL.size + len(name.encode()) + size > limit:
             raise _damaged(source, f"record {printable(name)} overlaps what follows it")
-        if name in found:
-            raise _damaged(source, f"record {printable(name)} is there twice")
+        # torch looks for records without regard to case.
+        if name.lower() in seen or name.rpartition("/")[2].lower() in WELL_KNOWN - {name.rpartition("/")[2]}:
+            raise _damaged(source, f"record {printable(name)} is there twice, or in another case")
+        seen.add(name.lower())
         found[name] = Record(name, size, crc, header, limit)
     return found
 
@@ -178,6 +182,8 @@ def _records(source: Source, data: bytes, count: int) -> Iterator[Record]:
             name = data[start : start + name_length].decode()
         except UnicodeDecodeError:
             raise _damaged(source, "the name of a record is not UTF-8") from None
+        if "\0" in name:
+            raise _damaged(source, f"the name of record {printable(name)} does not end where it seems to")
         disk, _, attributes, header = fields[13:]
         if disk or attributes & FOLDER:
             # Some readers give nothing, or what lay in memory before, for a folder's bytes.

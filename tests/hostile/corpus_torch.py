@@ -74,7 +74,8 @@ def pickles():
     yield "P1", "nested persistent ids", storage_id() + b"Q", "persistent id"
     for how, weight in changed_afterwards().items():
         if how != "by its metadata":
-            yield "P1", f"values changed {how}", b"}" + text("w") + weight + b"s", "changes the values"
+            said = "changes the values|wrapped already"
+            yield "P1", f"values changed {how}", b"}" + text("w") + weight + b"s", said
     yield "P1", "a state that hides the entries", b"}}" + text("items") + named("torch.Size") + b"sb", "dict"
     yield "P2", "protocol 6", b"\x80\x06N", "protocol 6"
     yield "P2", "protocol 0", b"S'text'\n", "opcode 0x53"

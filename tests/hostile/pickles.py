@@ -68,6 +68,26 @@ def changed_afterwards():
         "by a part of it": parameter
         + tuple_of(tensor(), b"\x89}", b"}" + text("real") + other + b"s")
         + b"R",
+        "by its storage": tensor(storage_id() + b"}" + text("dtype") + named("torch.int32") + b"sb"),
+        "by a wrapped view beside it": tensor(storage_id() + b"q\x01")
+        + b"s"
+        + text("beside")
+        + named("torch._tensor._rebuild_from_type_v2")
+        + tuple_of(
+            named("torch._tensor._rebuild_from_type_v2"),
+            named("torch.nn.parameter.Parameter"),
+            tuple_of(
+                named("torch._utils._rebuild_tensor_v2"),
+                named("torch.Tensor"),
+                tuple_of(
+                    b"h\x01",
+                    *(number(0), tuple_of(number(2), number(3)), tuple_of(number(3), number(1)), b"\x89}"),
+                ),
+                b"}" + text("real") + other + b"s",
+            ),
+            b"N",
+        )
+        + b"R",
         "by what is no dict": parameter + tuple_of(tensor(), b"\x89}", counted) + b"R",
         "by a type": wrapped + named("torch.nn.parameter.Parameter") + inner + data + b"tR",
         "by its metadata": tensor(
