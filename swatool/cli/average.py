@@ -203,6 +203,9 @@ def average(
         checksum=checksum,
         dry_run=dry_run,
     )
+    chosen_by_metric = best is not None or any(axis.startswith("best=") for axis in sweep or ())
+    if evaluate is None and not chosen_by_metric and (metric is not None or mode is not None):
+        raise UsageError("--metric and --mode have no use without --best N or --eval: give one of them")
     scoring = _scoring(evaluate, metric, mode, keep)
     asked = AskedFor(
         checkpoints=checkpoints,

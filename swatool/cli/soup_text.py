@@ -46,7 +46,7 @@ def tell_soup(telling: Telling, report: SoupReport) -> None:
     telling.lines(
         [
             f"soup of {accepted} of {counted(len(report.members), 'member')}: {report.metric or 'value'} "
-            f"{_number(report.value)}; the best single one: {_number(report.best)}",
+            f"{_number(report.value)}; its first member alone: {_number(report.best)}",
             f"wrote {printable(report.average.output.path)}: {size(report.average.output.bytes)}, "
             f"after {counted(report.evaluations, 'evaluation')}, {report.seconds:.1f} s in all",
         ]

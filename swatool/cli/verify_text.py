@@ -24,6 +24,8 @@ def tell_verified(telling: Telling, report: VerifyReport) -> None:
 def _lines(report: VerifyReport, most: int | None) -> Iterator[str]:
     tensors = counted(report.tensors, "tensor")
     yield f"{printable(report.path)[1:-1]}: {report.format}, {size(report.bytes)}, {tensors}"
+    if report.key:
+        yield f"state dict: {printable(report.key)}; what lies beside it is not looked at"
     if report.checksum is None:
         yield "no checksum recorded"
     else:
@@ -45,6 +47,9 @@ def _lines(report: VerifyReport, most: int | None) -> Iterator[str]:
 def _about_sources(found: ComparedSources, most: int | None) -> Iterator[str]:
     parameters = "".join(f", {printable(name)[1:-1]} {_shown(one)}" for name, one in found.parameters.items())
     yield f"claims: {printable(found.method)[1:-1]}{parameters}, of {counted(found.recorded, 'source')}"
+    if found.settings:
+        settings = ", ".join(f"{printable(k)[1:-1]} {_shown(one)}" for k, one in found.settings.items())
+        yield f"with settings of its own: {settings}"
     unused = f"; {found.unused:,} others given" if found.unused else ""
     hashed = (
         f", {found.hashed:,} of them with a checksum" if found.hashed else ", known by name and size only"
@@ -53,7 +58,8 @@ def _about_sources(found: ComparedSources, most: int | None) -> Iterator[str]:
     if found.compared:
         differing = len(found.differing)
         same = "all are the same" if not differing else f"{differing:,} differ"
-        yield f"made again: {counted(found.compared, 'tensor')}, byte by byte; {same}"
+        copied = f", {found.copied:,} of them no averages but one checkpoint's" if found.copied else ""
+        yield f"made again: {counted(found.compared, 'tensor')}{copied}, byte by byte; {same}"
     if found.recalibrated:
         yield f"not compared: {counted(found.recalibrated, 'tensor')} recalibrated on data"
     yield from (f"differs: {printable(name)}" for name in found.differing[:most])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from swatool.user_code import describe_failure, load_attribute
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["as_numbers", "evaluate", "load_function"]
+__all__ = ["as_float", "as_numbers", "evaluate", "load_function"]
 
 
 def load_function(spec: str, option: str) -> Callable[..., object]:
@@ -72,4 +73,12 @@ def _number(value: object, given: str) -> float:
             f"{given} returned {printable(type(value).__name__)}: return a number, or a mapping of names to "
             "numbers"
         )
-    return float(value)
+    return as_float(value)
+
+
+def as_float(value: numbers.Real | float) -> float:
+    """Return a number as float; one that is too large is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf

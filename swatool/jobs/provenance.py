@@ -26,7 +26,8 @@ __all__ = ["ClaimedSource", "Provenance", "provenance_text", "read_provenance"]
 MOST_SOURCES = 10_000
 MOST_NAMES = 1_000_000
 MOST_PATTERNS = 1000  # each is compared with all names
-MOST_BYTES = 16 << 20  # of the text: as objects, many times that
+MOST_BYTES = 2 << 20  # of the text: as objects, many times that
+MOST_CHARACTERS = 10_000  # of all patterns together
 LARGEST = 2**63
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # The settings that decide what an average is, by the class that they belong to; how it is written shows.
@@ -109,6 +110,7 @@ class Provenance:
     Attributes:
         method: name of a scheme.
         parameters: of the scheme, of any JSON type.
+        settings: what was chosen of reading and policies, as it is claimed.
         sources: oldest first.
         reading: how they were read.
         policies: what was done where there was a choice.
@@ -117,6 +119,7 @@ class Provenance:
 
     method: str
     parameters: Mapping[str, object]
+    settings: Mapping[str, object]
     sources: tuple[ClaimedSource, ...]
     reading: Reading
     policies: Policies
@@ -149,11 +152,13 @@ def read_provenance(metadata: Mapping[str, str], path: str) -> Provenance | None
         raise reader.refusal("it has no sources")
     recalibrated = said.get("recalibrated")
     layers = None if recalibrated is None else reader.mapping(recalibrated, "recalibrated").get("layers", [])
+    settings = reader.mapping(said.get("settings", {}), "settings")
     return Provenance(
         method=reader.text(said.get("method"), "method"),
         parameters=reader.mapping(said.get("parameters"), "parameters"),
+        settings=settings,
         sources=tuple(reader.source(one) for one in listed),
-        **reader.settings(reader.mapping(said.get("settings", {}), "settings")),  # type: ignore[arg-type]
+        **reader.settings(settings),  # type: ignore[arg-type]
         recalibrated=None if layers is None else reader.texts(layers, "layers", MOST_NAMES),
     )
 
@@ -194,7 +199,10 @@ class _Reader:
         return value
 
     def texts(self, value: object, what: str, most: int) -> tuple[str, ...]:
-        return tuple(self.text(one, what) for one in self.items(value, what, most))
+        found = tuple(self.text(one, what) for one in self.items(value, what, most))
+        if most == MOST_PATTERNS and sum(map(len, found)) > MOST_CHARACTERS:
+            raise self.refusal(f"{what} has more than {MOST_CHARACTERS:,} characters")
+        return found
 
     def whole(self, value: object, what: str, low: int) -> int:
         if type(value) is not int or not low <= value < LARGEST:

@@ -107,6 +107,12 @@ class _Run:
     def _check(self, one: ProductReport, check: Check, evaluation: Evaluation) -> None:
         assert one.evaluation is not None
         reference = self._reference(one, check, evaluation)
+        names = [", ".join(map(printable, each.metrics)) for each in (one.evaluation, reference)]
+        if evaluation.metric is None and names[0] != names[1]:
+            raise CheckFailedError(
+                f"the evaluation gives {names[0]} of {printable(one.evaluation.path)} and {names[1]} of "
+                f"{printable(reference.path)}, which cannot be compared"
+            )
         value = one.evaluation.value
         holds = check.holds(value, reference.value, evaluation.mode)
         found = CheckReport(one.evaluation.path, value, reference.path, reference.value, check.by, holds)

@@ -165,9 +165,9 @@ class Recipe:
 
     def _bad_reference(self, wanted: Output, name: str) -> Iterator[str]:
         """Yield why an output cannot be compared with another one."""
-        others = {one.path: one for one in self.wanted if one is not wanted}
         if WRONG in self.wanted:
             return  # it may be meant
+        others = {one.path: one for one in self.wanted if one is not wanted}
         if name not in others:
             near = difflib.get_close_matches(name, [LAST, *others], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([LAST, *others])}"

@@ -153,7 +153,9 @@ class Output(Choosing, OutputOptions):
     method: str | None = choice(SCHEMES, default=None, other_names=OTHER_NAMES)
     parameters: Parameters = field(default_factory=Parameters)
     dtype: str | None = choice(DTYPES, default=None)
-    sweep: Mapping[str, tuple[str | int | float, ...]] = field(default_factory=dict, metadata={KEYS: SWEPT})
+    sweep: Mapping[str, tuple[str | bool | int | float, ...]] = field(
+        default_factory=dict, metadata={KEYS: SWEPT}
+    )
     keep: Literal["best", "all"] | None = None
     recalibrate: Recalibration | None = None
     evaluate: Evaluation | None = None
@@ -175,13 +177,17 @@ class Output(Choosing, OutputOptions):
 
     def axes(self) -> list[str]:
         """Return the sweep as the command line writes it."""
-        return [f"{_dashed(name)}={','.join(map(str, values))}" for name, values in self.sweep.items()]
+        return [f"{_dashed(name)}={','.join(map(_word, values))}" for name, values in self.sweep.items()]
 
     def template(self, path: str) -> str:
         """Return a path with the names of the swept settings as the command line writes them."""
         for name in self.sweep:
             path = path.replace(f"{{{name}}}", f"{{{_dashed(name)}}}")
         return path
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _dashed(name: str) -> str:

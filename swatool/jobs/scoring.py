@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from swatool.errors import CheckFailedError, UsageError, printable
-from swatool.jobs.evaluation import as_numbers, load_function
+from swatool.jobs.evaluation import as_float, as_numbers, load_function
 from swatool.user_code import describe_failure, names_code
 
 __all__ = ["Scoring", "check_evaluation", "score"]
@@ -151,7 +151,7 @@ def _last_object(text: str) -> dict[str, float]:
 
 def _numbers_of(value: Mapping[object, object]) -> dict[str, float]:
     return {
-        str(name): float(one)
+        str(name): as_float(one)
         for name, one in value.items()
         if isinstance(one, int | float) and not isinstance(one, bool)
     }

@@ -62,7 +62,7 @@ class SoupReport:
         mode: whether the largest (`max`) or the smallest (`min`) is best.
         order_by: the known number that put the members in order; None: their own evaluations.
         members: in the order in which they were tried; in a dry run without `order_by` by age.
-        best: value of the best single member: the first.
+        best: value of the first member alone, which is the best single one unless `order_by` put it first.
         value: of the soup, when its last member was accepted.
         evaluations: how many there were, or can be; those of an earlier run that was stopped included.
         resumed: whether an earlier run was gone on with.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import re
 import typing
@@ -89,8 +90,10 @@ def _parsed(axis: str, allowed: Sequence[str]) -> tuple[str, list[str]]:
         raise UsageError(f"--sweep must be name=value,value,..., such as last=2,4,8, not {printable(axis)}")
     name, values = match[1], match[2].split(",")
     if _field(name) not in allowed:
-        options = ", ".join(field.replace("_", "-") for field in allowed)
-        raise UsageError(f"--sweep {printable(name)[1:-1]} cannot be swept; what can is {options}")
+        options = [field.replace("_", "-") for field in allowed]
+        near = difflib.get_close_matches(name, options, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"what can is {', '.join(options)}"
+        raise UsageError(f"--sweep {printable(name)[1:-1]} cannot be swept; {hint}")
     for value in values:
         if not VALUE.fullmatch(value):
             raise UsageError(f"--sweep {name} has the value {printable(value)}: give numbers or plain names")

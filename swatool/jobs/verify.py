@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -207,8 +207,16 @@ def _carry_out(job: _Job, settings: VerifySettings, counter: _Counter, started: 
         seconds=time.perf_counter() - started,
         bytes_read=job.nbytes,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=(*job.output.warnings, *job.measuring.plan.warnings),
+        warnings=(*job.output.warnings, *job.measuring.plan.warnings, *_unlisted(job)),
     )
+
+
+def _unlisted(job: _Job) -> Iterator[str]:
+    """Warn of files in the folder of an output that its checksums say nothing of."""
+    if job.checksums.others:
+        names = ", ".join(map(printable, job.checksums.others[:SHOWN]))
+        more = ", ..." if len(job.checksums.others) > SHOWN else ""
+        yield f"{printable(job.checksums.path)} does not list {names}{more}"
 
 
 def _nonfinite(measuring: Measuring, threads: int, progress: Progress) -> tuple[str, ...]:

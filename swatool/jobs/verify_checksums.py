@@ -27,6 +27,7 @@ class Checksums:
         files: those files, open; also those that the checkpoint does without.
         missing: names of files that are not there.
         unlisted: names of files of the checkpoint that it does not list.
+        others: names of other files in the folder that it does not list.
     """
 
     path: str = ""
@@ -34,6 +35,7 @@ class Checksums:
     files: tuple[LocalFile, ...] = ()
     missing: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +81,7 @@ def find_checksums(opened: Checkpoint, others: LocalFiles) -> Checksums:
         tuple(files),
         missing=tuple(name for name in digests if name not in folder.names),
         unlisted=tuple(name for name in own if name not in digests),
+        others=tuple(sorted({*folder.names} - {*digests, *own, SUMS})),
     )
 
 

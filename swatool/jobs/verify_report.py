@@ -17,23 +17,27 @@ class ComparedSources:
     Attributes:
         method: that it claims.
         parameters: of the method.
+        settings: which choices about reading and tensors it claims, where they are not the default.
         recorded: how many sources it claims.
         found: how many of them were among those that were given, with the size and the checksum that are
             recorded.
         unused: how many were given besides.
         hashed: for how many a checksum is recorded.
         compared: how many tensors were made again, and compared byte by byte.
+        copied: how many of those are no averages, but one checkpoint's.
         recalibrated: how many were not, because their statistics were recomputed on data.
         differing: names of tensors that have other bytes.
     """
 
     method: str
     parameters: Mapping[str, object]
+    settings: Mapping[str, object]
     recorded: int
     found: int = 0
     unused: int = 0
     hashed: int = 0
     compared: int = 0
+    copied: int = 0
     recalibrated: int = 0
     differing: tuple[str, ...] = ()
 

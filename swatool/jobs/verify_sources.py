@@ -69,7 +69,7 @@ def open_candidates(
     names = {one.name for one in claim.sources}
     opened: dict[str, list[Checkpoint]] = {}
     unused = 0
-    for path in dict.fromkeys(expand(sources)):
+    for path in expand(sources):
         name = os.path.basename(os.path.normpath(path))
         if name not in names:
             unused += 1
@@ -106,6 +106,7 @@ def compare_with_sources(
     report = ComparedSources(
         method=claim.method,
         parameters=claim.parameters,
+        settings=claim.settings,
         recorded=len(claim.sources),
         found=len(matched),
         unused=candidates.unused,
@@ -141,10 +142,15 @@ def _match_all(
         named = opened.get(source.name, ())
         sized = [one for one in named if one.files.size == source.size]
         fitting = [one for one in sized if source.sha256 in (None, digests.get(id(one)))]
-        if fitting:
-            chosen = next((one for one in fitting if id(one) not in used), fitting[0])
-            used.add(id(chosen))
-            matched.append(chosen)
+        left = [one for one in fitting if id(one) not in used]
+        if left:
+            used.add(id(left[0]))
+            matched.append(left[0])
+        elif fitting:
+            failures.append(
+                f"{printable(source.name)} is claimed more often than it was given: name it as often if it "
+                "was averaged as often"
+            )
         elif not named:
             failures.append(f"the source {printable(source.name)} is not among those that were given")
         elif not sized:
@@ -195,6 +201,7 @@ def _repeat(
     report = dataclasses.replace(
         report,
         compared=len(published) - len(recalibrated),
+        copied=len((published.keys() - recalibrated) & _copied(plan)),
         recalibrated=len(recalibrated),
         differing=differing,
     )
@@ -258,6 +265,12 @@ def _recalibrated(claim: Provenance, plan: Plan) -> set[str]:
     for name, first in plan.ties.items():
         groups.setdefault(first, {first}).add(name)
     return names.union(*(group for group in groups.values() if group & names))
+
+
+def _copied(plan: Plan) -> set[str]:
+    """Return the names of tensors that are not averaged, ties included."""
+    own = {tensor.name for tensor in plan.tensors if not tensor.treatment.averages}
+    return own | {name for name, first in plan.ties.items() if first in own}
 
 
 def _few(failures: list[str]) -> list[str]:

@@ -139,8 +139,8 @@ GIVEN = {
     "window": (["--window", "3"], 3),
     "counts": (["--counts", "3,5"], (3.0, 5.0)),
     "best": (["--best", "2", "--metric", "m", "--mode", "max"], {"best": 2, "metric": "m", "mode": "max"}),
-    "metric": (["--metric", "acc"], "acc"),
-    "mode": (["--mode", "min"], "min"),
+    "metric": (["--metric", "m", "--best", "2", "--mode", "max"], {"best": 2, "metric": "m", "mode": "max"}),
+    "mode": (["--mode", "min", "--best", "2", "--metric", "m"], {"best": 2, "metric": "m", "mode": "min"}),
     "metrics": (
         ["--metrics", "m.csv", "--best", "2", "--metric", "m", "--mode", "max"],
         {"metrics": "m.csv", "best": 2, "metric": "m", "mode": "max"},

@@ -117,6 +117,8 @@ def test_the_best_by_a_table(run_folder):
         (["--best", "0", "--metric", "acc", "--mode", "max"], 2, "--best must be at least 1"),
         (["--best", "7", "--metric", "acc", "--mode", "max"], 2, "more than the 6 checkpoints"),
         (["--best", "2", "--metric", "f1", "--mode", "max"], 4, "'f1' is not known of every checkpoint"),
+        (["--metric", "acc", "--mode", "max"], 2, "have no use without --best N or --eval"),
+        (["--sweep", "lst=2,4"], 2, "lst cannot be swept; did you mean last?"),
         (["--best", "2", "--metric", "acc", "--mode", "high"], 2, "--mode must be one of"),
         (["--metrics", "m.csv"], 2, "--metrics has no use"),
     ],

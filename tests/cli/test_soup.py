@@ -76,7 +76,7 @@ def test_what_is_said():
         ["run/m-0.safetensors", "4", "4.66667", "rejected"],
         ["run/m-1.safetensors", "1", "3.66667", "rejected"],
     ]
-    assert lines[14] == "soup of 2 of 4 members: value 5; the best single one: 5"
+    assert lines[14] == "soup of 2 of 4 members: value 5; its first member alone: 5"
     assert lines[15].startswith("wrote 'soup.safetensors': ")
 
 

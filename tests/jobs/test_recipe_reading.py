@@ -167,7 +167,10 @@ MISTAKES = {
     f"{ONE}  sweep: {{decy: [1, 2]}}": "line 4: outputs[0].sweep.decy is unknown; did you mean decay?",
     f"{ONE}  sweep: {{last: [1, 2]}}": "outputs[0]: -o 'a.safetensors' needs {last}",
     f"{ONE}  sweep: {{last: [[1]]}}": (
-        "line 4: outputs[0].sweep.last[0] must be a text or a whole number or a number"
+        "line 4: outputs[0].sweep.last[0] must be a text or true or false or a whole number"
+    ),
+    f"{TWO}  methd: ema\n- path: c.safetensors\n  check: {{worse_than: b.safetensors}}\n{EVALUATE}": (
+        "line 5: outputs[1].methd is unknown; did you mean method?"
     ),
     f"{ONE}  keep: all": "outputs[0]: keep has no use without a sweep",
     f"{ONE}  check: {{worse_than: last}}": "line 4: outputs[0].check[0]: a check needs evaluate",

@@ -344,6 +344,27 @@ def test_a_recalibration_that_cannot_begin_is_refused_before_the_average(model, 
     assert not os.path.exists("a.safetensors")
 
 
+def test_other_metrics_are_not_compared():
+    with open("flip.py", "w") as file:
+        file.write(
+            "def score(path):\n    return {'acc': 0.3} if path == 'a.safetensors' else {'loss': 0.2}\n"
+        )
+    report = run(
+        "outputs: {path: a.safetensors, check: {worse_than: last}}\n"
+        "evaluate: {command: 'flip.py:score', mode: max}\n"
+    )
+    (failure,) = report.failures
+    assert "gives 'acc' of 'a.safetensors' and 'loss' of" in failure
+
+
+def test_a_flag_is_swept():
+    report = run(
+        "outputs:\n  {path: 'a-{debias}.pt', method: ema, parameters: {decay: 0.5},"
+        " sweep: {debias: [true, false]}}"
+    )
+    assert [one.average.output.path for one in report.outputs] == ["a-true.pt", "a-false.pt"]
+
+
 def test_paths_are_those_of_the_recipes_folder_and_the_current_one_stays(folder, monkeypatch):
     with open("r.yaml", "w") as file:
         file.write(f"inputs: run\n{EVALUATE}outputs: a.safetensors\nreport: report.json")

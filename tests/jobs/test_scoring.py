@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from swatool.errors import CheckFailedError, UsageError
+from swatool.jobs.evaluation import as_numbers
 from swatool.jobs.scoring import Scoring, check_evaluation, score
 
 
@@ -181,6 +182,13 @@ def test_an_evaluation_that_is_not_there_is_found_before(evaluate, said):
 def test_an_evaluation_that_is_there():
     check_evaluation("mine.py:number")
     check_evaluation(f"{sys.executable} -c 1 {{path}}")
+
+
+def test_a_number_that_is_too_large(printing):
+    text = f'{{"a": {"9" * 400}, "b": -{"9" * 400}}}'
+    found = score("a.pt", Scoring(evaluate=printing(text), metric="a", mode="max"))[1]
+    assert found == {"a": math.inf, "b": -math.inf}
+    assert as_numbers(10**400, "x", alone="") == {"": math.inf}
 
 
 def test_an_evaluation_that_removes_its_file(tmp_path, monkeypatch):

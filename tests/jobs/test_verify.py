@@ -139,6 +139,26 @@ def test_the_number_of_threads_does_not_matter(run):
     assert failures(out, run, threads=7) == ""
 
 
+def test_settings_that_an_output_claims_are_told(run):
+    """Whoever forges them can call a copy of one source an average."""
+    path = averaged(run, "copy.safetensors", exclude=("*",))
+    found = swatool.verify(path, [str(run / "ckpt-*.pt")])
+    assert found.passed
+    assert found.sources.settings == {"exclude": ["*"]}
+    assert found.sources.copied == found.sources.compared > 1
+    plain = swatool.verify(averaged(run), [str(run / "ckpt-*.pt")]).sources
+    assert plain.settings == {}
+    assert plain.copied < plain.compared
+
+
+def test_long_patterns_and_much_json_are_refused(run):
+    path = averaged(run)
+    for change in ({"settings": {"exclude": ["*a" * 6000]}}, {"more": [[]] * (1 << 20)}):
+        resaid(path, strange(**change))
+        with pytest.raises(CheckpointError, match="does not say where it comes from"):
+            swatool.verify(path, [str(run / "ckpt-*.pt")])
+
+
 def test_a_sweep_and_duplicates(run):
     swatool.average_sweep(
         [str(run / "ckpt-*.pt")],
@@ -149,7 +169,8 @@ def test_a_sweep_and_duplicates(run):
     for last in (2, 3):
         assert failures(run / f"avg-{last}.safetensors", str(run / "ckpt-*.pt")) == ""
     swatool.average([run / "ckpt-100.pt"] * 2, run / "twice.pt", allow_duplicates=True)
-    assert failures(run / "twice.pt", run / "ckpt-100.pt") == ""
+    assert failures(run / "twice.pt", [run / "ckpt-100.pt"] * 2) == ""
+    assert "claimed more often than it was given" in failures(run / "twice.pt", run / "ckpt-100.pt")
 
 
 def test_sources_that_are_folders_are_told_by_one_digest(tmp_path):

@@ -262,3 +262,10 @@ def test_what_cannot_be_read_again_is_not_published(tmp_path, out, monkeypatch):
     ):
         pending.publish()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("spelled", [b"%s *out.pt\n", b"%s  out.pt\n"], ids=["binary", "text"])
+def test_a_checksum_that_another_program_wrote_goes_with_its_file(tmp_path, spelled):
+    (tmp_path / "out.pt.sha256").write_bytes(spelled % (b"A" * 64))
+    assert remove_checksum(str(tmp_path / "out.pt"))
+    assert list(tmp_path.iterdir()) == []
