@@ -14,7 +14,8 @@ from torch import Tensor
 __all__ = ["Memory", "Rows", "bytes_of", "is_shortage"]
 
 ALIGNMENT = 64
-SHORTAGES = ("can't allocate memory", "bad_alloc")
+# The last is how the first begins: there may be no memory to say the rest.
+SHORTAGES = ("can't allocate memory", "bad_alloc", "[enforce fail a")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

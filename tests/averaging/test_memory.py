@@ -26,6 +26,7 @@ def test_a_shortage_is_told_from_other_errors_of_torch():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_shortage(caught.value)
     assert is_shortage(RuntimeError("std::bad_alloc"))
+    assert is_shortage(RuntimeError("[enforce fail a"))
     assert is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(2) + torch.zeros(3)

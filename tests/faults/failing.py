@@ -27,7 +27,12 @@ def measure_failures(full: bool, folder: Path) -> Finding:
                     if full or tried % SHORT == 0:
                         said = failed_at(point, error, scene, tracer)
                         wrong += [f"{scenario.name}, {error} at {point}: {one}" for one in said]
-    return Finding("a call fails", tried if full else tried // SHORT, tuple(wrong), f"{len(SCENARIOS)} runs")
+    return Finding(
+        "where a call fails, the old stays, nothing is left, and it is told",
+        tried if full else tried // SHORT,
+        tuple(wrong),
+        f"{len(SCENARIOS)} runs",
+    )
 
 
 def failed_at(point, error, scene, tracer):

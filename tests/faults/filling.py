@@ -64,7 +64,9 @@ def measure_full_disks(full: bool, folder: Path) -> Finding:
                     counts[ended.code] = counts.get(ended.code, 0) + 1
                     wrong += [f"{scenario.name}, {pages} pages, {inodes} inodes: {one}" for one in said]
     tried = sum(counts.values())
-    return Finding("the disk is full", tried, tuple(wrong), f"{counts[5]} refused, {counts[0]} written")
+    return Finding(
+        "where the disk is full, the same", tried, tuple(wrong), f"{counts[5]} refused, {counts[0]} written"
+    )
 
 
 def _filled(scene, pages, inodes, warm):

@@ -29,7 +29,10 @@ def measure_kills(full: bool, folder: Path) -> Finding:
                     said = killed_at(point, scene, tracer)
                     wrong += [f"{scenario.name}, killed at {point}: {one}" for one in said]
     return Finding(
-        "killed at a call", tried if full else tried // SHORT, tuple(wrong), f"{len(SCENARIOS)} runs"
+        "killed at any call that writes, a run leaves the old, the new or nothing",
+        tried if full else tried // SHORT,
+        tuple(wrong),
+        f"{len(SCENARIOS)} runs",
     )
 
 
@@ -80,7 +83,7 @@ def measure_random_kills(full: bool, folder: Path) -> Finding:
             run.send(signal.SIGKILL)
             killed += run.wait().code == -signal.SIGKILL
             wrong += [f"killed after {moment:.4f} s: {one}" for one in wrong_after_a_kill(scene)]
-    return Finding("killed at random moments", times, tuple(wrong), f"{killed} killed before their end")
+    return Finding("killed at any moment, the same", times, tuple(wrong), f"{killed} killed before their end")
 
 
 SHARDED = ("--max-shard-size", "40000")

@@ -120,7 +120,7 @@ def pickles():
         + unsupported
         + tuple_of(named("torch._utils._rebuild_tensor_v2"), named("a.Mine"), b")", b"}")
         + b"Rs",
-        r"a\.Mine",
+        r"a\.Mine|wrong number of arguments",
     )
     for kind in ("sparse_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor"):
         function = named(f"torch._utils._rebuild_{kind}")
@@ -137,7 +137,7 @@ def layouts():
     yield "P5", "a negative storage", holding(tensor(storage=storage_id(-1))), "impossible length"
     yield "P5", "a storage of 2^63", holding(tensor(storage=storage_id(1 << 63))), "impossible length"
     other = text("v") + tensor(storage=storage_id(3, "torch.DoubleStorage")) + b"s"
-    yield "P5", "one storage of two types", holding(tensor() + b"s" + other[:-1]), "reaches|instead"
+    yield "P5", "one storage of two types", holding(tensor() + b"s" + other[:-1]), "two types"
     for name, shape, strides, offset in (
         ("10^12 elements of stride 0", (10**12,), (0,), 0),
         ("overlapping windows", (4, 3), (1, 1), 0),
