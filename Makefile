@@ -5,8 +5,8 @@ PYTHON3 ?= python3
 TORCH ?= torch==2.13.0
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
-# In two processes; empty, it is one, as a debugger needs it.
-TEST_ARGS ?= --numprocesses 2 --dist worksteal
+# In two processes, each file in one, whose fixtures are made once; empty, it is one, as a debugger needs it.
+TEST_ARGS ?= --numprocesses 2 --dist loadfile
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -44,7 +44,7 @@ test: $(READY) ## Run the tests; TEST_ARGS goes to pytest
 	$(PYTHON) -m pytest $(TEST_ARGS)
 
 test-without-numpy: $(BARE)/.ready ## Run the tests where NumPy is not installed
-	$(BARE)/bin/python -m pytest $(TEST_ARGS)
+	$(BARE)/bin/python -m pytest $(TEST_ARGS) --ignore tests/hostile --ignore tests/faults
 
 lint: $(READY) ## Check format, style and types
 	$(PYTHON) -m ruff format --check .
@@ -83,7 +83,8 @@ $(READY): pyproject.toml Makefile
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# torch does not need NumPy, and neither does swatool: here the package is tested without it.
+# torch does not need NumPy, and neither does swatool: here the package is tested without it, but for hostile
+# files and faults, in which NumPy has no part.
 $(BARE)/.ready: pyproject.toml Makefile
 	$(PYTHON3) -m venv $(BARE)
 	$(BARE)/bin/python -m pip install --quiet "$(TORCH)"

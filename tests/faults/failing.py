@@ -4,8 +4,8 @@ from pathlib import Path
 
 from faults.finding import Finding
 from faults.ordering import NAMING, REMOVING, Order
-from faults.scenarios import SCENARIOS, Scene
-from faults.tracing import Tracer, points
+from faults.scenarios import SCENARIOS, Scene, changing_calls
+from faults.tracing import Tracer
 from faults.trials import Warm
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EACCES")
@@ -18,15 +18,12 @@ def measure_failures(full: bool, folder: Path) -> Finding:
     wrong, tried = [], 0
     with Warm() as warm:
         scene, tracer = Scene(warm, folder), Tracer(warm, folder)
-        for scenario in SCENARIOS:
-            scene.choose(scenario)
-            _, calls = tracer.run(scenario.command(), scene.folder, prelude=scenario.prelude)
-            for point in points(calls, str(scene.out)):
-                for error in ERRORS:
-                    tried += 1
-                    if full or tried % SHORT == 0:
-                        said = failed_at(point, error, scene, tracer)
-                        wrong += [f"{scenario.name}, {error} at {point}: {one}" for one in said]
+        for point in changing_calls(scene, tracer):
+            for error in ERRORS:
+                tried += 1
+                if full or tried % SHORT == 0:
+                    said = failed_at(point, error, scene, tracer)
+                    wrong += [f"{scene.scenario.name}, {error} at {point}: {one}" for one in said]
     return Finding(
         "where a call fails, the old stays, nothing is left, and it is told",
         tried if full else tried // SHORT,

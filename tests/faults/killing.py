@@ -7,8 +7,8 @@ from pathlib import Path
 
 from faults.finding import Finding
 from faults.ordering import Order
-from faults.scenarios import SCENARIOS, Scene, average
-from faults.tracing import Tracer, points
+from faults.scenarios import SCENARIOS, Scene, average, changing_calls
+from faults.tracing import Tracer
 from faults.trials import Warm
 
 TIMES = 200
@@ -20,14 +20,11 @@ def measure_kills(full: bool, folder: Path) -> Finding:
     wrong, tried = [], 0
     with Warm() as warm:
         scene, tracer = Scene(warm, folder), Tracer(warm, folder)
-        for scenario in SCENARIOS:
-            scene.choose(scenario)
-            _, calls = tracer.run(scenario.command(), scene.folder, prelude=scenario.prelude)
-            for point in points(calls, str(scene.out)):
-                tried += 1
-                if full or tried % SHORT == 0:
-                    said = killed_at(point, scene, tracer)
-                    wrong += [f"{scenario.name}, killed at {point}: {one}" for one in said]
+        for point in changing_calls(scene, tracer):
+            tried += 1
+            if full or tried % SHORT == 0:
+                said = killed_at(point, scene, tracer)
+                wrong += [f"{scene.scenario.name}, killed at {point}: {one}" for one in said]
     return Finding(
         "killed at any call that writes, a run leaves the old, the new or nothing",
         tried if full else tried // SHORT,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from faults import inputs
 from faults.signalling import PLAIN
+from faults.tracing import points
 from faults.trials import Warm, bytes_of, clear
 
 NBYTES = 1 << 16
@@ -183,3 +184,11 @@ def older(content):
     if isinstance(content, bytes):
         return content[:-1] + bytes([content[-1] ^ 1])
     return {name: older(data) if name.endswith("safetensors") else data for name, data in content.items()}
+
+
+def changing_calls(scene, tracer):
+    """Choose one scenario after the other for the scene, and yield each call of it that changes something."""
+    for scenario in SCENARIOS:
+        scene.choose(scenario)
+        _, calls = tracer.run(scenario.command(), scene.folder, prelude=scenario.prelude)
+        yield from points(calls, str(scene.out))

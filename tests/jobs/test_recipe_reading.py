@@ -249,36 +249,26 @@ def told_by(text):
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
 
 
+MANY_MISTAKES = """inputs: "${NOWHERE}/*.pt"
+report: a.safetensors
+outputs:
+- path: a.safetensors
+- path: b.safetensors
+  method: ema
+- path: c.safetensors
+  format: gguf
+- path: d.safetensors
+  parameters: {decay: 0.9}
+"""
+
+
 def test_a_mistake_hides_none_in_other_parts():
-    told = told_by("""inputs: "${NOWHERE}/*.pt"
-read: {keyy: model}
-report: a.safetensors
-outputs:
-- path: a.safetensors
-- path: b.safetensors
-  method: ema
-- path: c.safetensors
-  format: gguf
-- path: d.safetensors
-  parameters: {decay: 0.9}
-""")
-    assert told == [
+    assert told_by(f"{MANY_MISTAKES}read: {{keyy: model}}") == [
         "line 1: ${NOWHERE} is not declared under environment",
-        "line 2: read.keyy is unknown; did you mean key?",
-        "line 9: outputs[2].format must be one of safetensors, pt, hf, dcp, not 'gguf'",
+        "line 8: outputs[2].format must be one of safetensors, pt, hf, dcp, not 'gguf'",
+        "line 11: read.keyy is unknown; did you mean key?",
     ]
-    told = told_by("""inputs: "${NOWHERE}/*.pt"
-report: a.safetensors
-outputs:
-- path: a.safetensors
-- path: b.safetensors
-  method: ema
-- path: c.safetensors
-  format: gguf
-- path: d.safetensors
-  parameters: {decay: 0.9}
-""")
-    assert told == [
+    assert told_by(MANY_MISTAKES) == [
         "line 1: ${NOWHERE} is not declared under environment",
         "line 2: report: 'a.safetensors' is written twice: give each output a path of its own",
         "line 5: outputs[1]: method ema needs decay",
