@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, SwatoolError, printable
 
-__all__ = ["KEYS", "PATTERN", "check_choices", "choice", "choices_of", "not_among", "refusal"]
+__all__ = ["KEYS", "PATTERN", "check_choices", "choice", "choices_of", "not_among", "refusal", "tried"]
+
+T = TypeVar("T")
 
 # In a field's metadata.
 CHOICES, OTHER_NAMES = "choices", "other names"
@@ -55,8 +57,39 @@ def not_among(choices: Collection[str], value: object, other_names: Mapping[str,
 
 
 def check_choices(settings: Any) -> None:  # noqa: ANN401 - any dataclass
-    """Raise UsageError if a field of a dataclass is none of the words that it takes."""
+    """Raise SettingError if a field of a dataclass is none of the words that it takes."""
     for one in fields(settings):
         what = refusal(one, getattr(settings, one.name))
         if what:
-            raise UsageError(f"--{one.name.replace('_', '-')} {what}")
+            raise SettingError(one.name, what)
+
+
+def tried(
+    make: Callable[..., T], given: Mapping[str, object], required: Collection[str] = ()
+) -> tuple[T | None, list[SwatoolError]]:
+    """Make something of settings, or find all that is wrong with them.
+
+    A setting that is refused is left out, and the rest tried again. What is wrong between settings is told
+    only where each by itself is right.
+
+    Args:
+        make: is called with the settings.
+        given: the settings by name.
+        required: those that cannot be left out.
+
+    Returns:
+        What was made, None if something is wrong; and what is wrong.
+    """
+    left, found = dict(given), list[SwatoolError]()
+    while True:
+        try:
+            made = make(**left)
+        except SettingError as error:
+            found.append(error)
+            if error.field not in left or error.field in required:
+                return None, found
+            del left[error.field]
+        except SwatoolError as error:
+            return None, found or [error]
+        else:
+            return (None if found else made), found

@@ -2,6 +2,7 @@
 
     SwatoolError             anything below; `exit_code` is what the command line returns
     ├── UsageError        2  the request itself is refused: change the arguments
+    │   └── SettingError     one setting does not take the value that it was given
     ├── CheckpointError   3  an input is bad, or changed while it was read: replace the file
     ├── DataError         3  the data set is bad or gives no statistics: repair it, or give more
     ├── MismatchError     4  the inputs do not match each other or the model: choose other inputs
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "MismatchError",
     "OutputError",
+    "SettingError",
     "SwatoolError",
     "UsageError",
     "printable",
@@ -32,15 +34,35 @@ SHOWN_CHARACTERS = 160
 
 
 class SwatoolError(Exception):
-    """Base of all errors that swatool raises on purpose."""
+    """Base of all errors that swatool raises on purpose.
+
+    Attributes:
+        exit_code: what the command line returns.
+        report: of what was done until then, where something was: as the job returns it otherwise.
+    """
 
     exit_code: ClassVar[int] = 1
+    report: object = None
 
 
 class UsageError(SwatoolError):
     """The request cannot be carried out as it was made."""
 
     exit_code = 2
+
+
+class SettingError(UsageError):
+    """One setting does not take the value that it was given.
+
+    Attributes:
+        field: its name among the settings.
+        what: the end of a sentence that begins with the setting.
+    """
+
+    def __init__(self, field: str, what: str) -> None:
+        self.field = field
+        self.what = what
+        super().__init__(f"--{field.replace('_', '-')} {what}")
 
 
 class CheckpointError(SwatoolError):

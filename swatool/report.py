@@ -222,6 +222,7 @@ class SweepReport:
         outputs: the averages; after an evaluation, the best first.
         metric: which number of the evaluation counted, if it gave several.
         mode: whether the largest (`max`) or the smallest (`min`) is best; None if nothing was evaluated.
+        failures: sentences about an evaluation that failed.
     """
 
     version: str
@@ -230,6 +231,7 @@ class SweepReport:
     outputs: tuple[SweptReport, ...]
     metric: str | None
     mode: str | None
+    failures: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

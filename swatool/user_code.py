@@ -10,12 +10,14 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["describe_failure", "load_attribute", "names_code"]
+__all__ = ["describe_failure", "find_module", "load_attribute", "names_code"]
 
 FORMS = "give package.module:name or path/file.py:name"
 SHOWN_LINE = 300
@@ -51,6 +53,44 @@ def load_attribute(spec: str, option: str) -> object:
     return found
 
 
+def find_module(spec: str, option: str) -> None:
+    """Refuse a name in a module, or a file, that is not there; nothing is imported, and no code is run.
+
+    Raises:
+        UsageError: there is no such module or file.
+    """
+    given = f"{option} {printable(spec)}"
+    place = spec.rpartition(":")[0]
+    if place.endswith(".py"):
+        _refuse_missing(place, given)
+        return
+    _make_importable("")
+    importlib.invalidate_caches()
+    inside: Sequence[str] | None = None
+    name = ""
+    for part in place.split("."):
+        name = f"{name}.{part}" if name else part
+        if name in sys.builtin_module_names or name in sys.modules:
+            inside = getattr(sys.modules.get(name), "__path__", None)
+            continue
+        found = PathFinder.find_spec(name, inside)
+        if found is None:
+            raise _no_module(given, name)
+        inside = found.submodule_search_locations
+
+
+def _refuse_missing(path: str, given: str) -> None:
+    if not os.path.isfile(path):
+        raise UsageError(f"{given}: there is no file {printable(path)}")
+
+
+def _no_module(given: str, name: str) -> UsageError:
+    return UsageError(
+        f"{given}: there is no module {printable(name)}; it is looked for in the current folder and where "
+        "Python finds packages"
+    )
+
+
 def describe_failure(error: BaseException) -> str:
     """Return what was raised in user code, as one line: its type and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
@@ -74,17 +114,13 @@ def _from_module(name: str, given: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(given, error) from error
-        raise UsageError(
-            f"{given}: there is no module {printable(error.name)}; it is looked for in the current folder "
-            "and where Python finds packages"
-        ) from error
+        raise _no_module(given, error.name) from error
     except (Exception, SystemExit) as error:
         raise _failed(given, error) from error
 
 
 def _from_file(path: str, given: str) -> ModuleType:
-    if not os.path.isfile(path):
-        raise UsageError(f"{given}: there is no file {printable(path)}")
+    _refuse_missing(path, given)
     path = os.path.realpath(path)
     # One file is one module, whichever options name it; the hash keeps it apart from all others.
     name = f"_swatool_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"

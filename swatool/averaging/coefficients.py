@@ -90,7 +90,7 @@ def coefficient_warnings(
         negative = sum(c < 0 for c in coefficients)
         yield (
             f"{negative} of the {len(coefficients)} coefficients are negative, so the result lies outside of "
-            f"what the checkpoints span (rounding errors are amplified {amplified:.3g} times)"
+            f"what the checkpoints span (rounding errors are amplified {amplified:.4g} times)"
         )
     remarks = getattr(scheme, "remarks", None)
     if remarks is not None:

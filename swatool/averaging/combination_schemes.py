@@ -16,7 +16,7 @@ from swatool.averaging.scheme_checks import (
     increasing_steps,
     tuple_of_numbers,
 )
-from swatool.errors import UsageError
+from swatool.errors import SettingError, UsageError
 
 __all__ = ["Difference", "Extrapolate", "Interpolate", "Weights"]
 
@@ -41,7 +41,7 @@ class Weights:
         check_flag("normalize", self.normalize)
         object.__setattr__(self, "weights", tuple_of_numbers("weights", self.weights or None))
         if max(map(abs, self.weights)) > LARGEST_WEIGHT:
-            raise UsageError(f"--weights must not exceed {LARGEST_WEIGHT:g}")
+            raise SettingError("weights", f"must not exceed {LARGEST_WEIGHT:g}")
         total = math.fsum(self.weights)
         # Weights that cancel leave a sum of rounding errors, which must not become a divisor.
         if self.normalize and abs(total) <= 1e-12 * math.fsum(map(abs, self.weights)):
@@ -78,10 +78,10 @@ class Difference:
         if not self.counts:
             return
         if len(self.counts) != 2:
-            raise UsageError(f"--counts must be two numbers, as in 1000,3000, not {len(self.counts)}")
+            raise SettingError("counts", f"must be two numbers, as in 1000,3000, not {len(self.counts)}")
         if not 0 <= self.counts[0] < self.counts[1] <= LARGEST_WEIGHT:
-            raise UsageError(
-                f"--counts must be at least 0 and increase, not {self.counts[0]:g} and {self.counts[1]:g}"
+            raise SettingError(
+                "counts", f"must be at least 0 and increase, not {self.counts[0]:g} and {self.counts[1]:g}"
             )
 
     def informed(self, steps: Steps, checkpoints: Sequence[Described]) -> Self:  # noqa: ARG002

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -208,6 +208,13 @@ class PowerEma:
         power = self.exponent + 1
         shares = [0.0, *((time / times[-1]) ** power for time in times[:-1]), 1.0]
         return tuple(later - earlier for earlier, later in itertools.pairwise(shares))
+
+    def notes(self, steps: Steps) -> Mapping[str, str]:
+        """Return what an average says of itself, so that post-hoc EMA can take it as a snapshot."""
+        if None in steps or resolved_spacing(self.spacing, steps) != "steps":
+            return {}
+        width = {"gamma": self.gamma} if self.sigma_rel is None else {"sigma_rel": self.sigma_rel}
+        return {name: repr(value) for name, value in {"step": steps[-1], **width}.items()}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ class Scheme(Protocol):
     """The rule that gives each checkpoint its coefficient.
 
     A scheme is a frozen dataclass whose fields are its parameters; it checks itself when it is made. One that
-    takes numbers from the checkpoints also has `informed(steps, checkpoints)`, and one with something to say
-    about its fit has `remarks(steps)`.
+    takes numbers from the checkpoints also has `informed(steps, checkpoints)`, one with something to say
+    about its fit has `remarks(steps)`, and one whose averages say of themselves what they are `notes(steps)`.
     """
 
     name: ClassVar[str]

@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 from swatool.averaging.scheme import Steps
 from swatool.choices import not_among
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, UsageError, printable
 
 __all__ = [
     "LARGEST_WEIGHT",
@@ -49,7 +49,7 @@ def is_finite(value: object) -> TypeGuard[int | float]:
 def check_number(
     field: str, value: object, low: float = -math.inf, high: float = math.inf, *, without: str = ""
 ) -> None:
-    """Raise UsageError unless the value is a finite number between two bounds.
+    """Raise SettingError unless the value is a finite number between two bounds.
 
     Args:
         field: the parameter's name.
@@ -70,35 +70,35 @@ def check_number(
         wanted = f"be a finite number {'above' if open_low else 'of at least'} {low:g}"
     else:
         wanted = "be a finite number"
-    raise UsageError(f"{option(field)} must {wanted}, not {_shown(value)}")
+    raise SettingError(field, f"must {wanted}, not {_shown(value)}")
 
 
 def check_whole(field: str, value: object, low: int) -> None:
-    """Raise UsageError unless the value is a whole number of at least `low`."""
+    """Raise SettingError unless the value is a whole number of at least `low`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UsageError(f"{option(field)} must be a whole number of at least {low}, not {_shown(value)}")
+        raise SettingError(field, f"must be a whole number of at least {low}, not {_shown(value)}")
 
 
 def tuple_of_numbers(
     field: str, values: object, low: float = -math.inf, *, per: str = "checkpoint"
 ) -> tuple[float, ...]:
-    """Return a list or a tuple as a tuple; UsageError unless all are finite numbers of at least `low`."""
+    """Return a list or a tuple as a tuple; SettingError unless all are finite numbers of at least `low`."""
     if not isinstance(values, list | tuple) or not all(is_finite(v) and v >= low for v in values):
         least = f" of at least {low:g}" if low > -math.inf else ""
-        raise UsageError(f"{option(field)} must be finite numbers{least}, one per {per}")
+        raise SettingError(field, f"must be finite numbers{least}, one per {per}")
     return tuple(values)
 
 
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
-    """Raise UsageError unless the value is one of a few words."""
+    """Raise SettingError unless the value is one of a few words."""
     if value not in choices:
-        raise UsageError(f"{option(field)} {not_among(choices, value, {})}")
+        raise SettingError(field, not_among(choices, value, {}))
 
 
 def check_flag(field: str, value: object) -> None:
-    """Raise UsageError unless the value is True or False."""
+    """Raise SettingError unless the value is True or False."""
     if not isinstance(value, bool):
-        raise UsageError(f"{option(field)} must be true or false, not {_shown(value)}")
+        raise SettingError(field, f"must be true or false, not {_shown(value)}")
 
 
 def known_steps(steps: Steps, what: str) -> tuple[int, ...]:

@@ -41,7 +41,11 @@ class Target(NamedTuple):
 
 SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
 MOST_REDUCERS = 64  # that a worker keeps
-NEVER_NEGATIVE = ("running_var", "exp_avg_sq")  # by the end of a tensor's name
+# By the end of a tensor's name: of BatchNorm, of Adam and Adafactor, and of RMSprop and Adadelta.
+NEVER_NEGATIVE = (
+    *("running_var", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
+    *("square_avg", "acc_delta"),
+)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from swatool.checkpoints.folder_formats import is_checkpoint
 from swatool.checkpoints.opening import Checkpoint
 from swatool.choices import check_choices, choice
-from swatool.errors import CheckpointError, UsageError, printable
+from swatool.errors import CheckpointError, SettingError, UsageError, printable
 
 __all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "passed_over", "select", "step_in_name"]
 
@@ -60,8 +60,12 @@ class Selection:
         check_choices(self)
         for name in ("every", "first", "last"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
+            if value is not None and (type(value) is not int or value < 1):
+                raise SettingError(name, f"must be a whole number of at least 1, not {value}")
+        for name in ("min_step", "max_step"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise SettingError(name, f"must be a whole number, not {value}")
         if self.min_step is not None and self.max_step is not None and self.min_step > self.max_step:
             raise UsageError(f"--min-step {self.min_step} is above --max-step {self.max_step}")
 

@@ -112,7 +112,7 @@ def _plan_lines(report: Report, verbose: bool) -> list[str]:
 
 
 def _amounts_to(figures: FiguresReport) -> str:
-    amplified = f"; rounding amplified {figures.l1:.3g} times" if figures.l1 > 1.001 else ""
+    amplified = f"; rounding amplified {figures.l1:.4g} times" if figures.l1 > 1.001 else ""
     behind = f"{figures.lag:.4g} {figures.lag_unit} behind the last"
     return f"amounts to {figures.effective:.4g} checkpoints, {behind}{amplified}"
 

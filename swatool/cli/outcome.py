@@ -53,6 +53,8 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except SwatoolError as error:
+            if as_json and error.report is not None:
+                typer.echo(json.dumps(error.report.as_json(), indent=2))  # type: ignore[attr-defined]
             raise tell_error(str(error), error.exit_code, as_json) from None
         except Stopped as stopped:
             what = f"stopped by {signal.Signals(stopped.number).name}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, UsageError, printable
 
 if TYPE_CHECKING:
     from swatool.batchnorm.batches import Batch
@@ -104,24 +104,25 @@ class DataOptions:
             return
         if type(value) is not int or value < least or (most is not None and value > most):
             bound = f"at least {least}" if most is None else f"{least} to {most}"
-            raise UsageError(f"{FLAGS[field]} must be a whole number, {bound}, not {printable(value)}")
+            raise SettingError(field, f"must be a whole number, {bound}, not {printable(value)}")
 
     def _check_size(self) -> None:
         if self.size is None:
             return
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
         if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-            raise UsageError(
-                f"--size must be one side or a height and a width, 1 to {MAX_SIDE} pixels, "
-                f"not {printable(self.size)}"
+            raise SettingError(
+                "size",
+                f"must be one side or a height and a width, 1 to {MAX_SIDE} pixels, "
+                f"not {printable(self.size)}",
             )
 
     def _check_channels(self) -> None:
-        for flag, values in (("--mean", self.mean), ("--std", self.std)):
+        for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and (not values or not all(math.isfinite(value) for value in values)):
-                raise UsageError(f"{flag} must be finite numbers, one per channel, not {printable(values)}")
+                raise SettingError(field, f"must be finite numbers, one per channel, not {printable(values)}")
         if self.std is not None and min(self.std) <= 0:
-            raise UsageError(f"--std must be greater than 0, not {printable(self.std)}")
+            raise SettingError("std", f"must be greater than 0, not {printable(self.std)}")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UsageError(
                 f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give one per channel"

@@ -26,6 +26,8 @@ from swatool.output.writing import check_output, check_room_for_all
 
 __all__ = ["Request", "plan_averages"]
 
+OF_AVERAGES = ("posthoc-ema",)  # methods whose checkpoints are averages, which swatool may have made
+
 
 @dataclass(frozen=True)
 class Request:
@@ -93,7 +95,7 @@ def _choose(opened: Sequence[Checkpoint], request: Request) -> _Chosen:
     settings = request.settings
     dated = choose(opened, settings)
     if not settings.allow_duplicates:
-        _refuse_duplicates(dated)
+        _refuse_duplicates(dated, averages=settings.method in OF_AVERAGES)
     _refuse_mixed_averages(dated)
     if len(dated) < request.fewest:
         raise UsageError(
@@ -120,7 +122,7 @@ def _plan_group(
     plan = make_plan(checkpoints, [_row(chosen, checkpoints) for chosen in group], policies)
     jobs = []
     for index, chosen in enumerate(group):
-        job = _job(chosen, plan, index, warnings, digests)
+        job = _job(chosen, plan, index, opened, warnings, digests)
         jobs.append(_checked(job, chosen.request.settings, inputs))
     return jobs
 
@@ -159,7 +161,12 @@ def _row(chosen: _Chosen, checkpoints: Sequence[Checkpoint]) -> list[float | Non
 
 
 def _job(
-    chosen: _Chosen, plan: Plan, index: int, warnings: Sequence[str], digests: Mapping[int, str]
+    chosen: _Chosen,
+    plan: Plan,
+    index: int,
+    opened: Sequence[Checkpoint],
+    warnings: Sequence[str],
+    digests: Mapping[int, str],
 ) -> AverageJob:
     settings, output = chosen.request.settings, chosen.request.output
     dated, scheme, coefficients = chosen.dated, chosen.scheme, chosen.coefficients
@@ -172,10 +179,11 @@ def _job(
         digests=digests,
         frozen=frozen_layers(checkpoints),
     )
-    layout, layout_warnings = lay_out_average(
-        plan, settings, output, checkpoints[-1], {METADATA_KEY: provenance}
-    )
     steps, paths = [one.step for one in dated], [checkpoint.path for checkpoint in checkpoints]
+    notes: Mapping[str, str] = scheme.notes(steps) if hasattr(scheme, "notes") else {}
+    layout, layout_warnings = lay_out_average(
+        plan, settings, output, checkpoints[-1], {METADATA_KEY: provenance, **notes}
+    )
     return AverageJob(
         scheme=scheme,
         dated=dated,
@@ -191,7 +199,7 @@ def _job(
         warnings=(
             *warnings,
             *(warning for checkpoint in checkpoints for warning in checkpoint.warnings),
-            *selection_warnings(dated, settings.sort),
+            *selection_warnings(dated, settings, len(opened)),
             *coefficient_warnings(scheme, coefficients, steps, paths),
             *plan.warnings,
             *layout_warnings,
@@ -207,11 +215,12 @@ def _refuse_mixed_averages(dated: Sequence[DatedCheckpoint]) -> None:
         raise MismatchError(f"weights and averages of weights would be mixed: {found}; choose with --key")
 
 
-def _refuse_duplicates(dated: Sequence[DatedCheckpoint]) -> None:
+def _refuse_duplicates(dated: Sequence[DatedCheckpoint], *, averages: bool) -> None:
+    """Refuse a file that is given twice and, unless they are wanted, averages by swatool."""
     seen: dict[frozenset[tuple[int, int]], str] = {}
     for checkpoint, _ in dated:
         path = printable(checkpoint.path)
-        if METADATA_KEY in checkpoint.metadata:
+        if METADATA_KEY in checkpoint.metadata and not averages:
             raise UsageError(
                 f"{path} is itself an average by swatool: leave it out (a pattern such as 'ckpt*' does), or "
                 "pass --allow-duplicates"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from swatool.averaging.coefficients import figures
 from swatool.averaging.plan import Plan
 from swatool.averaging.schemes import Scheme
-from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
+from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint, Selection
 from swatool.errors import printable
 from swatool.output.layout import Layout
 from swatool.report import (
@@ -159,18 +159,22 @@ def finished_report(
     )
 
 
-def selection_warnings(dated: Sequence[DatedCheckpoint], sort: str) -> Iterator[str]:
-    """Yield what deserves attention about the order of the checkpoints."""
+def selection_warnings(dated: Sequence[DatedCheckpoint], selection: Selection, given: int) -> Iterator[str]:
+    """Yield what deserves attention about the choice and the order of the checkpoints, of so many given."""
+    for name in ("first", "last"):
+        wanted = getattr(selection, name)
+        if wanted is not None and wanted > given:
+            yield f"--{name} {wanted} is more than the {given} checkpoints that there are"
     keys = sorted({one.checkpoint.key for one in dated})
     if len(keys) > 1:
         yield f"the state dicts were found under different keys: {', '.join(map(printable, keys))}"
     opaque = [one.checkpoint for one in dated if not set(STEP_FIELDS).isdisjoint(one.checkpoint.opaque)]
     if opaque and not set(STEP_FIELDS) & set(opaque[0].fields):
         yield (
-            f"{printable(opaque[0].path)} has a step that is no plain number (NumPy's?) and is not read; the "
-            "numbers in the files' names are used"
+            f"{printable(opaque[0].path)} has a step that is no plain number (such as NumPy's) and is not read; "
+            "the numbers in the files' names are used"
         )
-    if sort != "step":
+    if selection.sort != "step":
         return
     if any(one.step is None for one in dated):
         yield "no training step is known for some checkpoints, so they are ordered by name"

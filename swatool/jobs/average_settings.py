@@ -9,7 +9,7 @@ from swatool.averaging.scheme_choice import SchemeChoice
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, Selection, select
 from swatool.choices import choice
-from swatool.errors import UsageError
+from swatool.errors import SettingError, UsageError
 from swatool.jobs.average_output import LayoutSettings
 from swatool.jobs.metrics import MODES, best, metric_values
 from swatool.jobs.running import Running
@@ -44,8 +44,8 @@ class Choosing(Selection):
             if self.metrics is not None:
                 raise UsageError("--metrics has no use without --best N")
             return
-        if self.best < 1:
-            raise UsageError(f"--best must be at least 1, not {self.best}")
+        if type(self.best) is not int or self.best < 1:
+            raise SettingError("best", f"must be a whole number of at least 1, not {self.best}")
         for name in ("metric", "mode"):
             if getattr(self, name) is None:
                 raise UsageError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from swatool.checkpoints.opening import Reading
 from swatool.choices import check_choices, choice
 from swatool.data.options import DataOptions
-from swatool.errors import UsageError
+from swatool.errors import SettingError, UsageError
 from swatool.jobs.average_output import FILE_SUFFIXES
 from swatool.jobs.running import Running
 
@@ -57,7 +57,7 @@ class RecalibrateSettings(Reading, DataOptions, Running):
             raise UsageError("skip must be a tuple of patterns, not one text")
         check_choices(self)
         if self.tolerance is not None and not 0 < self.tolerance < math.inf:
-            raise UsageError(f"--tolerance must be a number greater than 0, not {self.tolerance}")
+            raise SettingError("tolerance", f"must be a number greater than 0, not {self.tolerance}")
         if self.tolerance is not None and self.mode == "torch":
             raise UsageError("--tolerance cannot be used with --mode torch, which takes all batches")
         if self.higher_is_better is not None and self.evaluate is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from swatool.errors import CheckFailedError, printable
 from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import LAST, Check, Evaluation
+from swatool.jobs.recipe_reading import Mistakes
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, ProductReport, RecipeReport
-from swatool.jobs.scoring import check_evaluation, score
+from swatool.jobs.scoring import check_comparable, check_evaluation, score
 from swatool.output.checksummed import remove_checksum
 
 __all__ = ["Told", "evaluated", "find_evaluations"]
@@ -19,22 +20,21 @@ __all__ = ["Told", "evaluated", "find_evaluations"]
 Told = Callable[[object], None]
 
 
-def find_evaluations(recipe: Recipe, *, import_code: bool) -> None:
-    """Refuse evaluations that cannot be run, before the work that they are to judge.
+def find_evaluations(recipe: Recipe, mistakes: Mistakes, *, import_code: bool) -> None:
+    """Note evaluations that cannot be run, before the work that they are to judge.
 
     Args:
         recipe: the recipe.
-        import_code: import the functions among them, which runs the user's code.
-
-    Raises:
-        UsageError: there is no such program, or no such function.
+        mistakes: notes that there is no such program, or no such function.
+        import_code: import the functions among them, which runs the user's code; else look for the module.
     """
-    for wanted in recipe.wanted:
+    for index, wanted in enumerate(recipe.wanted):
         evaluation = recipe.evaluation(wanted)
         if evaluation is None:
             continue
-        if import_code or "{path}" in evaluation.command:
-            check_evaluation(evaluation.command, "evaluate")
+        place = ("evaluate",) if wanted.evaluate is None else ("outputs", index, "evaluate")
+        with mistakes.at(*place, "command"):
+            check_evaluation(evaluation.command, "--command", import_code=import_code)
 
 
 def evaluated(recipe: Recipe, report: RecipeReport, told: Told) -> RecipeReport:
@@ -79,6 +79,9 @@ class _Run:
             if evaluation is not None:
                 found = self._score(one.recalibrated or one.average.output.path, evaluation)
                 self.outputs[index] = replace(one, evaluation=found)
+                first = next(other.evaluation for other in self.outputs if other.index == one.index)
+                assert first is not None
+                check_comparable(evaluation.scoring(), *_numbers(first, found))
 
     def keep_the_best(self) -> None:
         """Put the best of each sweep first, and remove the others if that is asked for."""
@@ -107,12 +110,7 @@ class _Run:
     def _check(self, one: ProductReport, check: Check, evaluation: Evaluation) -> None:
         assert one.evaluation is not None
         reference = self._reference(one, check, evaluation)
-        names = [", ".join(map(printable, each.metrics)) for each in (one.evaluation, reference)]
-        if evaluation.metric is None and names[0] != names[1]:
-            raise CheckFailedError(
-                f"the evaluation gives {names[0]} of {printable(one.evaluation.path)} and {names[1]} of "
-                f"{printable(reference.path)}, which cannot be compared"
-            )
+        check_comparable(evaluation.scoring(), *_numbers(one.evaluation, reference))
         value = one.evaluation.value
         holds = check.holds(value, reference.value, evaluation.mode)
         found = CheckReport(one.evaluation.path, value, reference.path, reference.value, check.by, holds)
@@ -140,6 +138,12 @@ class _Run:
         found = EvaluationReport(path, value, metrics)
         self.told(found)
         return found
+
+
+def _numbers(
+    first: EvaluationReport, second: EvaluationReport
+) -> tuple[tuple[str, Mapping[str, float]], tuple[str, Mapping[str, float]]]:
+    return (first.path, first.metrics), (second.path, second.metrics)
 
 
 def _value(one: ProductReport) -> float:

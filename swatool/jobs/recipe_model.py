@@ -11,18 +11,20 @@ from functools import cached_property
 from typing import ClassVar, cast
 
 from swatool.averaging.policies import Policies
-from swatool.averaging.scheme_choice import scheme_options
+from swatool.averaging.scheme_choice import SchemeChoice, scheme_options
 from swatool.checkpoints.opening import Reading
-from swatool.errors import UsageError, printable
+from swatool.choices import tried
+from swatool.errors import SettingError, SwatoolError, UsageError, printable
 from swatool.jobs.average_output import OutputOptions, choose_format
 from swatool.jobs.average_plan import Request
 from swatool.jobs.average_settings import AverageSettings, Choosing
 from swatool.jobs.recipe_parts import LAST, Evaluation, Machine, Output
 from swatool.jobs.running import Running
 from swatool.jobs.sweep_average import SWEPT
-from swatool.jobs.sweeps import fill, sweep
+from swatool.jobs.sweeps import fill, fill_none, sweep
 from swatool.recipe.building import WRONG, Place, PlacedError
 from swatool.recipe.json_schema import json_schema
+from swatool.recipe.variables import NAME
 
 __all__ = ["Product", "Recipe", "recipe_schema"]
 
@@ -90,6 +92,12 @@ class Recipe:
         mistakes: list[tuple[Place, str]] = [
             ((name,), "name at least one") for name in ("inputs", "outputs") if not getattr(self, name)
         ]
+        if self.environment is not WRONG:
+            mistakes += [
+                (("environment", index), f"{printable(name)} is no name of a variable")
+                for index, name in enumerate(self.environment)
+                if name is not WRONG and not NAME.fullmatch(name)
+            ]
         shared = (self.read, self.select, self.policies, self.run, self.evaluate)
         if self.outputs is not WRONG and WRONG not in shared:
             sound = []
@@ -135,6 +143,8 @@ class Recipe:
         settings, recalibration = self.settings(wanted), wanted.recalibrate
         variants: list[tuple[Mapping[str, str], AverageSettings]] = [({}, settings)]
         paths, recalibrated = [wanted.path], [recalibration.path if recalibration else None]
+        if not wanted.sweep:
+            fill_none(wanted.path, SWEPT)
         if wanted.sweep:
             variants = list(sweep(settings, wanted.axes(), SWEPT))
             values = [one for one, _ in variants]
@@ -148,12 +158,7 @@ class Recipe:
 
     def _refused(self, wanted: Output) -> Iterator[tuple[Place, str]]:
         """Yield what is wrong about an output, and where in it."""
-        try:
-            for product in self._made(0, wanted):
-                choose_format(product.request.output, product.request.settings)
-                product.request.settings.scheme()
-        except UsageError as error:
-            yield (), str(error)
+        yield from dict.fromkeys(self._refused_averages(wanted))
         if wanted.keep and self.evaluation(wanted) is None:
             yield ("keep",), "this has no use without evaluate"
         for number, check in enumerate(wanted.check):
@@ -162,6 +167,19 @@ class Recipe:
                 yield place, "a check needs evaluate: how the output is evaluated"
             elif check.worse_than != LAST:
                 yield from ((place, what) for what in self._bad_reference(wanted, check.worse_than))
+
+    def _refused_averages(self, wanted: Output) -> Iterator[tuple[Place, str]]:
+        """Yield what is wrong about the averages of an output, of each by itself."""
+        try:
+            for product in self._made(0, wanted):
+                choose_format(product.request.output, product.request.settings)
+                for error in _refused_parameters(product.request.settings):
+                    place = ("parameters", error.field) if isinstance(error, SettingError) else ()
+                    yield place, str(error)
+        except SettingError as error:
+            yield (("sweep", error.field) if error.field in wanted.sweep else ()), str(error)
+        except UsageError as error:
+            yield (), str(error)
 
     def _bad_reference(self, wanted: Output, name: str) -> Iterator[str]:
         """Yield why an output cannot be compared with another one."""
@@ -187,6 +205,12 @@ class Recipe:
             if counts[name] > 1 and name in seen:
                 yield place, f"{printable(path)} is written twice: give each output a path of its own"
             seen.add(name)
+
+
+def _refused_parameters(settings: SchemeChoice) -> list[SwatoolError]:
+    """Return what is wrong with the scheme that is asked for, and with each of its parameters."""
+    given = {name: getattr(settings, name) for name in scheme_options()}
+    return tried(lambda **left: SchemeChoice(method=settings.method, **left).scheme(), given)[1]
 
 
 def recipe_schema() -> dict[str, object]:

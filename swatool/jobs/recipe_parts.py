@@ -17,7 +17,7 @@ from swatool.averaging.policies import DTYPES
 from swatool.averaging.scheme_choice import SchemeChoice
 from swatool.averaging.schemes import OTHER_NAMES, SCHEMES
 from swatool.choices import KEYS, choice
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, UsageError, printable
 from swatool.jobs.average_output import OutputOptions
 from swatool.jobs.average_settings import Choosing
 from swatool.jobs.recalibrate_settings import RecalibrateSettings
@@ -25,7 +25,7 @@ from swatool.jobs.running import Running
 from swatool.jobs.scoring import Scoring
 from swatool.jobs.sweep_average import SWEPT
 
-__all__ = ["LAST", "Check", "Evaluation", "Machine", "Output", "Parameters", "Recalibration"]
+__all__ = ["LAST", "NUMPY_FILES", "Check", "Evaluation", "Machine", "Output", "Parameters", "Recalibration"]
 
 LAST = "last"  # what a check calls the last checkpoint
 NUMPY_FILES = (".npy", ".npz", ".safetensors")
@@ -62,7 +62,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.scoring()
-        _refuse_missing(self.command, (".py",))
+        _refuse_missing("command", self.command, (".py",))
 
     def scoring(self) -> Scoring:
         """Return it as the settings of an evaluation."""
@@ -84,7 +84,7 @@ class Check:
 
     def __post_init__(self) -> None:
         if not 0 <= self.by < math.inf:
-            raise UsageError(f"by must be a finite number of at least 0, not {self.by}")
+            raise SettingError("by", f"must be a finite number of at least 0, not {self.by}")
 
     def holds(self, value: float, reference: float, mode: str) -> bool:
         """Tell whether a value is good enough beside what it must not be worse than."""
@@ -115,13 +115,13 @@ class Recalibration(RecalibrateSettings):
 
     def __post_init__(self) -> None:
         RecalibrateSettings.__post_init__(self)
-        for spec, suffixes in (
-            (self.model, (".py",)),
-            (self.data, (".py", *NUMPY_FILES)),
-            (self.forward, (".py",)),
-            (self.evaluate, (".py",)),
+        for field_name, suffixes in (
+            ("model", (".py",)),
+            ("data", (".py", *NUMPY_FILES)),
+            ("forward", (".py",)),
+            ("evaluate", (".py",)),
         ):
-            _refuse_missing(spec or "", suffixes)
+            _refuse_missing(field_name, getattr(self, field_name) or "", suffixes)
 
     def settings(self, run: Running) -> RecalibrateSettings:
         """Return it as settings, run where and how the recipe is."""
@@ -168,6 +168,9 @@ class Output(Choosing, OutputOptions):
             raise UsageError("path is empty: name the file to write")
         if self.keep is not None and not self.sweep:
             raise UsageError("keep has no use without a sweep")
+        for name in self.sweep:
+            if getattr(self, name, None) is not None or getattr(self.parameters, name, None) is not None:
+                raise UsageError(f"{name} is swept, and has a value of its own: leave one of them out")
 
     def chosen(self) -> dict[str, object]:
         """Return what is said here of settings that the recipe has for all: which checkpoints, which type."""
@@ -194,8 +197,8 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _refuse_missing(spec: str, suffixes: tuple[str, ...]) -> None:
+def _refuse_missing(field: str, spec: str, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that is named by its suffix, alone or before a colon, and is not there."""
     for place in (spec, spec.rpartition(":")[0]):
         if place.endswith(suffixes) and " " not in place and not os.path.isfile(place):
-            raise UsageError(f"there is no file {printable(place)}, which {printable(spec)} names")
+            raise SettingError(field, f"names {printable(place)}, and there is no such file")

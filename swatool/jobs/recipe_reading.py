@@ -7,14 +7,14 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, SwatoolError, UsageError, printable
 from swatool.jobs.recipe_model import Recipe
-from swatool.recipe.building import build
+from swatool.recipe.building import Place, build, placed, refuse
 from swatool.recipe.overriding import overridden
 from swatool.recipe.variables import filled
 from swatool.recipe.yaml_text import MAX_BYTES, Node, read_yaml
 
-__all__ = ["in_folder_of", "read_recipe"]
+__all__ = ["Mistakes", "in_folder_of", "read_recipe", "read_written_recipe"]
 
 
 def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -28,6 +28,17 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         UsageError: it cannot be read, or says something wrong; every mistake is told with its line.
     """
+    return read_written_recipe(path, overrides)[0]
+
+
+def read_written_recipe(
+    path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> tuple[Recipe, Mistakes]:
+    """Return what a recipe's file says, and what notes mistakes that show only when it is carried out.
+
+    Raises:
+        UsageError: as `read_recipe`.
+    """
     path = os.fspath(path)
     where = printable(path)
     document = _spelled_out(read_yaml(_bytes_of(path, where), where))
@@ -35,7 +46,36 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         document = overridden(Recipe, document, override, "--set")
     document, mistakes = filled(document, _declared(document), os.environ)
     with in_folder_of(path):  # the recipe looks whether its files are there
-        return build(Recipe, document, where, mistakes)
+        return build(Recipe, document, where, mistakes), Mistakes(document, where)
+
+
+class Mistakes:
+    """Gathers what is wrong with a recipe, to tell all of it at once, each with its line."""
+
+    def __init__(self, document: Node, where: str) -> None:
+        self._document = document
+        self._where = where
+        self._found: list[tuple[Place, SwatoolError]] = []
+
+    @contextmanager
+    def at(self, *place: str | int) -> Iterator[None]:
+        """Note the error that the block ends with, as one about this place in the recipe."""
+        try:
+            yield
+        except SwatoolError as error:
+            self._found.append((place, error))
+
+    def refuse(self) -> None:
+        """Raise what was noted: an error of the kind that they all are, else UsageError."""
+        if not self._found:
+            return
+        told = [placed(self._document, "", place, str(error)) for place, error in self._found]
+        kinds = {type(error) for _, error in self._found}
+        kind = kinds.pop() if len(kinds) == 1 and SettingError not in kinds else UsageError
+        try:
+            refuse(told, self._where, kind)
+        except SwatoolError as error:
+            raise error from self._found[0][1].__cause__
 
 
 @contextmanager

@@ -14,17 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from swatool.checkpoints.selection import expand
-from swatool.errors import SwatoolError, UsageError, printable
+from swatool.errors import CheckpointError, SwatoolError, UsageError, printable
 from swatool.jobs.average import Request, average_all
 from swatool.jobs.recalibrate import check_recalibration, files_named_in, recalibrate_checkpoint
 from swatool.jobs.recipe_evaluation import Told, evaluated, find_evaluations
 from swatool.jobs.recipe_model import Product, Recipe
-from swatool.jobs.recipe_reading import in_folder_of, read_recipe
+from swatool.jobs.recipe_parts import NUMPY_FILES
+from swatool.jobs.recipe_reading import Mistakes, in_folder_of, read_written_recipe
 from swatool.jobs.recipe_report import ProductReport, RecipeReport
 from swatool.output.checksummed import check_checksum_target
 from swatool.output.publish import PendingFile, check_target
-from swatool.recipe.building import dump
+from swatool.recipe.building import Place, dump
 from swatool.report import Report
+from swatool.user_code import find_module, names_code
 from swatool.version import __version__
 
 __all__ = ["run_recipe"]
@@ -61,10 +63,11 @@ def run_recipe(
 
     Raises:
         UsageError: the recipe is refused, before anything is read.
-        and as `average` and `recalibrate_checkpoint`; what was published before that stays.
+        and as `average` and `recalibrate_checkpoint`; what was published before that stays, is told in the
+        recipe's report, and in that of the error.
     """
     started = time.perf_counter()
-    recipe = read_recipe(path, overrides)
+    recipe, mistakes = read_written_recipe(path, overrides)
     report = RecipeReport(
         version=__version__,
         command="run",
@@ -76,17 +79,24 @@ def run_recipe(
     )
     told = on_part or _ignore
     with in_folder_of(path), _noting_what_was_written(recipe):
-        _check_targets(recipe, os.path.basename(path))
-        find_evaluations(recipe, import_code=not dry_run)
-        if not dry_run:
-            _check_recalibrations(recipe)
+        _check_inputs(recipe, mistakes)
+        _check_targets(recipe, os.path.basename(path), mistakes)
+        find_evaluations(recipe, mistakes, import_code=not dry_run)
+        _check_recalibrations(recipe, mistakes, import_code=not dry_run)
+        mistakes.refuse()
         report = _averaged(recipe, report, dry_run, on_plan or _ignore, on_progress or _ignore)
+        stopped = None
         if not dry_run:
             told(report)
-            report = evaluated(recipe, _recalibrated(recipe, report, told), told)
+            report, stopped = _recalibrated(recipe, report, told)
+        if not dry_run and stopped is None:
+            report = evaluated(recipe, report, told)
         report = dataclasses.replace(report, seconds=time.perf_counter() - started)
         if recipe.report is not None and not dry_run:
             _write(report, recipe.report, overwrite=recipe.run.overwrite)
+    if stopped is not None:
+        stopped.report = report
+        raise stopped
     return report
 
 
@@ -94,37 +104,75 @@ def _ignore(_: object) -> None:
     pass
 
 
-def _check_targets(recipe: Recipe, own: str) -> None:
-    """Refuse outputs that cannot be written, before anything is read; `own` is the recipe itself."""
-    written = [path for one in recipe.products for path in one.files]
-    written += [recipe.report] if recipe.report else []
-    existing = [path for path in written if os.path.lexists(path) and not recipe.run.overwrite]
-    if existing:
-        names = ", ".join(map(printable, existing[:5])) + (", ..." if len(existing) > 5 else "")
-        raise UsageError(
-            f"{names} {'exists' if len(existing) == 1 else 'exist'}: set run.overwrite to true to replace "
-            "what is there, or choose another path"
-        )
-    inputs = set(_files_of(expand(recipe.inputs)))
+def _check_inputs(recipe: Recipe, mistakes: Mistakes) -> None:
+    """Note inputs that are not there, and what else is read and is not."""
+    for index, one in enumerate(recipe.inputs):
+        with mistakes.at("inputs", index):
+            for path in expand([one]):
+                _refuse_missing(path)
+    if recipe.select.metrics is not None:
+        with mistakes.at("select", "metrics"):
+            _refuse_missing(recipe.select.metrics)
+    for index, wanted in enumerate(recipe.wanted):
+        if wanted.like is not None:
+            with mistakes.at("outputs", index, "like"):
+                _refuse_missing(wanted.like)
+
+
+def _refuse_missing(path: str) -> None:
+    if not os.path.lexists(path):
+        raise CheckpointError(f"there is no {printable(path)}")
+
+
+def _check_targets(recipe: Recipe, own: str, mistakes: Mistakes) -> None:
+    """Note outputs that cannot be written, before anything is read; `own` is the recipe itself."""
+    written: list[tuple[Place, str]] = [
+        (("outputs", one.index), path) for one in recipe.products for path in one.files
+    ]
+    written += [(("report",), recipe.report)] if recipe.report else []
+    inputs = set(_files_of(path for one in recipe.inputs for path in _expanded(one)))
     kept = {*_files_of([own]), *files_named_in(*_specs(recipe))}
-    for path in written:
-        if kept.intersection(_files_of([path])):
-            raise UsageError(f"{printable(path)} is the recipe, or what it names: choose another path")
-    # Averages are checked when they are planned, and their sizes are known.
-    overwrite, checksum = recipe.run.overwrite, recipe.run.checksum
-    for other in [*(one.recalibrated for one in recipe.products), recipe.report]:
-        if other is not None:
-            check_target(other, overwrite=overwrite, inputs=inputs, nbytes=0)
-        if other is not None and other != recipe.report:
-            check_checksum_target(other, overwrite=overwrite, wanted=checksum, inputs=inputs)
+    recalibrated = {one.recalibrated for one in recipe.products}
+    for place, path in written:
+        with mistakes.at(*place):
+            if kept.intersection(_files_of([path])):
+                raise UsageError(f"{printable(path)} is the recipe, or what it names: choose another path")
+            if os.path.lexists(path) and not recipe.run.overwrite:
+                raise UsageError(
+                    f"{printable(path)} exists: set run.overwrite to true to replace what is there, or "
+                    "choose another path"
+                )
+            # Averages are checked when they are planned, and their sizes are known.
+            overwrite, checksum = recipe.run.overwrite, recipe.run.checksum
+            if path == recipe.report or path in recalibrated:
+                check_target(path, overwrite=overwrite, inputs=inputs, nbytes=0)
+            if path in recalibrated:
+                check_checksum_target(path, overwrite=overwrite, wanted=checksum, inputs=inputs)
 
 
-def _check_recalibrations(recipe: Recipe) -> None:
-    """Refuse models and data that are none, before the averages are made that are to be recalibrated."""
-    for wanted in recipe.wanted:
+def _expanded(one: str) -> list[str]:
+    """Return the checkpoints that an input stands for; none if it is noted as a mistake."""
+    try:
+        return expand([one])
+    except SwatoolError:
+        return []
+
+
+def _check_recalibrations(recipe: Recipe, mistakes: Mistakes, *, import_code: bool) -> None:
+    """Note models and data that are none, before the averages are made that are to be recalibrated."""
+    for index, wanted in enumerate(recipe.wanted):
         asked = wanted.recalibrate
-        if asked is not None:
-            check_recalibration(asked.model, asked.data, asked.settings(recipe.run))
+        if asked is None:
+            continue
+        if import_code:
+            with mistakes.at("outputs", index, "recalibrate"):
+                check_recalibration(asked.model, asked.data, asked.settings(recipe.run))
+            continue
+        for name in ("model", "data", "forward", "evaluate"):
+            spec = getattr(asked, name)
+            if spec is not None and names_code(spec) and not spec.rpartition(":")[0].endswith(NUMPY_FILES):
+                with mistakes.at("outputs", index, "recalibrate", name):
+                    find_module(spec, f"--{name}")
 
 
 def _specs(recipe: Recipe) -> Iterator[str | None]:
@@ -203,23 +251,35 @@ def _dry(request: Request) -> Request:
     return dataclasses.replace(request, settings=dataclasses.replace(request.settings, dry_run=True))
 
 
-def _recalibrated(recipe: Recipe, report: RecipeReport, told: Told) -> RecipeReport:
-    """Recompute the BatchNorm statistics of the averages for which that is asked."""
+def _recalibrated(
+    recipe: Recipe, report: RecipeReport, told: Told
+) -> tuple[RecipeReport, SwatoolError | None]:
+    """Recompute the BatchNorm statistics of the averages for which that is asked.
+
+    Returns:
+        What was done, and what has stopped it.
+    """
     outputs = list(report.outputs)
+    stopped: SwatoolError | None = None
     for index, one in enumerate(outputs):
         wanted = recipe.wanted[one.index].recalibrate
         if wanted is None:
             continue
-        found = recalibrate_checkpoint(
-            one.average.output.path,
-            one.recalibrated,
-            model=wanted.model,
-            data=wanted.data,
-            settings=wanted.settings(recipe.run),
-        )
+        try:
+            found = recalibrate_checkpoint(
+                one.average.output.path,
+                one.recalibrated,
+                model=wanted.model,
+                data=wanted.data,
+                settings=wanted.settings(recipe.run),
+            )
+        except SwatoolError as error:
+            stopped = error
+            break
         told(found)
         outputs[index] = dataclasses.replace(one, recalibration=found)
-    return dataclasses.replace(report, outputs=tuple(outputs))
+    failures = () if stopped is None else (str(stopped),)
+    return dataclasses.replace(report, outputs=tuple(outputs), failures=failures), stopped
 
 
 def _write(report: RecipeReport, path: str, *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from swatool.choices import PATTERN
-from swatool.errors import UsageError, printable
+from swatool.errors import SettingError, printable
 
 __all__ = ["METADATA_KEY", "Running", "Workers", "uncollected"]
 
@@ -31,7 +31,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise UsageError(f"--threads must be from 1 to {MOST_THREADS:,}, not {self.threads:,}")
+            raise SettingError("threads", f"must be from 1 to {MOST_THREADS:,}, not {self.threads:,}")
 
     def workers(self) -> int:
         """Return how many threads work."""
@@ -61,7 +61,7 @@ class Running(Workers):
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
-            raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
+            raise SettingError("device", f"must be cpu, cuda, cuda:N or auto, not {printable(self.device)}")
         Workers.__post_init__(self)
 
 

@@ -17,14 +17,15 @@ from typing import Literal
 
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.evaluation import as_float, as_numbers, load_function
-from swatool.user_code import describe_failure, names_code
+from swatool.user_code import describe_failure, find_module, names_code
 
-__all__ = ["Scoring", "check_evaluation", "score"]
+__all__ = ["Scoring", "check_comparable", "check_evaluation", "score"]
 
 PLACE = "{path}"
 NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?!\w|\.\w)", re.IGNORECASE
 )
+GROUPED = re.compile(r"(?<![\w.,])[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\Z")  # as people write 1,234.5
 MOST_OBJECTS = 10_000  # braces at which an object is looked for
 SHOWN_LINES = 3
 
@@ -58,14 +59,22 @@ class Scoring:
         return one > other if self.mode == "max" else one < other
 
 
-def check_evaluation(evaluate: str, option: str = "--eval") -> None:
+def check_evaluation(evaluate: str, option: str = "--eval", *, import_code: bool = True) -> None:
     """Refuse an evaluation that cannot be run, before the work that it is to judge.
+
+    Args:
+        evaluate: as `Scoring.evaluate`.
+        option: what it was given as, for messages.
+        import_code: import a function, which runs the user's code; else only look for its module.
 
     Raises:
         UsageError: there is no such program, or no such function.
     """
     if PLACE not in evaluate:
-        load_function(evaluate, option)
+        if import_code:
+            load_function(evaluate, option)
+        else:
+            find_module(evaluate, option)
         return
     words = shlex.split(evaluate)
     if not words or shutil.which(words[0]) is None:
@@ -99,6 +108,18 @@ def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
     return value, {key or name or "value": number for key, number in found.items()}
 
 
+def check_comparable(
+    scoring: Scoring, one: tuple[str, Mapping[str, float]], other: tuple[str, Mapping[str, float]]
+) -> None:
+    """Raise CheckFailedError if the numbers that count of two files, with all of each, are of two kinds."""
+    if scoring.metric is not None or one[1].keys() == other[1].keys():
+        return
+    first, second = (
+        f"{', '.join(map(printable, found))} of {printable(path)}" for path, found in (one, other)
+    )
+    raise CheckFailedError(f"the evaluation gives {first} and {second}, which cannot be compared")
+
+
 def _words(command: str) -> list[str]:
     try:
         return shlex.split(command)
@@ -124,11 +145,16 @@ def _said(text: str, given: str) -> Mapping[str, float]:
     numbers = _last_object(text)
     if numbers:
         return numbers
-    last = NUMBER.findall(text)
+    last = list(NUMBER.finditer(text))
+    if last and GROUPED.search(text[: last[-1].end()]):
+        shown = printable(GROUPED.search(text[: last[-1].end()])[0])  # type: ignore[index]
+        raise CheckFailedError(
+            f"{given} printed {shown} at last, whose commas may part thousands or numbers: print one number"
+        )
     if not last:
         shown = printable("\n".join(text.strip().splitlines()[-SHOWN_LINES:]))
         raise CheckFailedError(f"{given} printed no number on stdout, but {shown}")
-    return {"": float(last[-1])}
+    return {"": float(last[-1][0])}
 
 
 def _last_object(text: str) -> dict[str, float]:

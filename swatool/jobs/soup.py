@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from swatool.errors import CheckFailedError
 from swatool.jobs.average import DEFAULT_OUTPUT, Paths, average_all
 from swatool.jobs.average_output import choose_format
 from swatool.jobs.average_plan import Request, plan_averages
 from swatool.jobs.average_report import AverageJob, planned_report
 from swatool.jobs.running import uncollected
-from swatool.jobs.scoring import Scoring, score
+from swatool.jobs.scoring import Scoring, check_comparable, score
 from swatool.jobs.soup_candidates import Candidates, candidate_suffix
 from swatool.jobs.soup_report import SoupMember, SoupReport, SoupStep
 from swatool.jobs.soup_request import SoupRequest, found_before, is_published, make_request
@@ -64,7 +65,8 @@ def soup(
 
     Raises:
         UsageError: the request is refused, or is not the one that an earlier call was stopped in.
-        CheckFailedError: an evaluation failed; what was found is kept.
+        CheckFailedError: an evaluation failed; what was found is kept, and told in the error's report, of
+            which the average is still that of a dry run.
         and as `average`.
     """
     if settings is None:
@@ -84,20 +86,30 @@ def soup(
             working(request.folder, before or SoupState(request.identity), resumed=before is not None)
         )
         telling = _Telling(request, on_step)
-        _evaluate_members(request, work, telling)
-        _grow(request, work, telling)
+        try:
+            _evaluate_members(request, work, telling)
+            _grow(request, work, telling)
+        except CheckFailedError as error:
+            found = _found(request, work, planned, started)
+            error.report = dataclasses.replace(found, failures=(str(error),))
+            raise
         average = _publish(request, work)
-        return dataclasses.replace(
-            planned,
-            dry_run=False,
-            members=_members(request, work.state),
-            best=work.state.tried[0].value,
-            value=work.state.value,
-            evaluations=work.state.evaluations,
-            resumed=work.resumed,
-            average=average,
-            seconds=time.perf_counter() - started,
-        )
+        return dataclasses.replace(_found(request, work, planned, started), average=average)
+
+
+def _found(request: SoupRequest, work: SoupWork, planned: SoupReport, started: float) -> SoupReport:
+    """Return what the evaluations have said so far; the average is still the one that was planned."""
+    state = work.state
+    return dataclasses.replace(
+        planned,
+        dry_run=False,
+        members=_members(request, state),
+        best=state.tried[0].value if state.tried else None,
+        value=state.value if state.tried else None,
+        evaluations=state.evaluations,
+        resumed=work.resumed,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _planned(request: SoupRequest, before: SoupState | None, started: float) -> SoupReport:
@@ -159,13 +171,22 @@ def _evaluate_members(request: SoupRequest, work: SoupWork, telling: _Telling) -
         if number in done or work.state.tried:
             continue
         path = request.dated[number][0].path
-        trial = Trial(number, *score(path, request.scoring))
+        trial = Trial(number, *_score(request, work.state, path))
         work.note(dataclasses.replace(work.state, own=(*work.state.own, trial)))
         telling(work, SoupMember(path, trial.value, trial.value, trial.metrics))
     if not work.state.tried:
         own = {trial.member: trial for trial in work.state.own}
         order = work.state.order or ranked([own[one].value for one in sorted(own)], request.scoring.mode)
         work.note(dataclasses.replace(work.state, order=order, tried=(own[order[0]],)))
+
+
+def _score(request: SoupRequest, state: SoupState, path: str) -> tuple[float, Mapping[str, float]]:
+    """Evaluate a file; CheckFailedError if that fails, or gives another number than the first one did."""
+    value, metrics = score(path, request.scoring)
+    for first in (*state.own, *state.tried)[:1]:
+        before = request.dated[first.member][0].path
+        check_comparable(request.scoring, (before, first.metrics), (path, metrics))
+    return value, metrics
 
 
 def _grow(request: SoupRequest, work: SoupWork, telling: _Telling) -> None:
@@ -183,7 +204,7 @@ def _grow(request: SoupRequest, work: SoupWork, telling: _Telling) -> None:
         if len(accepted) == settings.max_members:
             break
         path = making.write(accepted, number, len(work.state.tried))
-        value, metrics = score(path, request.scoring)
+        value, metrics = _score(request, work.state, path)
         taken = accepts(request.scoring, work.state.value, value, settings.min_gain)
         trial = Trial(number, value, metrics, taken)
         work.note(dataclasses.replace(work.state, tried=(*work.state.tried, trial)))

@@ -69,6 +69,7 @@ class SoupReport:
         work_bytes: the most that the work folder takes.
         average: what was written: the average of the accepted members; in a dry run that of all.
         seconds: the whole call.
+        failures: sentences about an evaluation that failed.
     """
 
     version: str
@@ -86,6 +87,7 @@ class SoupReport:
     work_bytes: int
     average: Report
     seconds: float
+    failures: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

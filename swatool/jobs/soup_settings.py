@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swatool.checkpoints.selection import Selection
-from swatool.errors import UsageError
+from swatool.errors import SettingError, UsageError
 from swatool.jobs.average_output import LayoutSettings
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.running import Running
@@ -45,9 +45,9 @@ class SoupSettings(LayoutSettings, Selection, Running):
         if self.metrics is not None and self.order_by is None:
             raise UsageError("--metrics needs --order-by: which of its numbers puts the members in order")
         if self.max_members is not None and self.max_members < 1:
-            raise UsageError(f"--max-members must be at least 1, not {self.max_members}")
+            raise SettingError("max_members", f"must be at least 1, not {self.max_members}")
         if not (math.isfinite(self.min_gain) and self.min_gain >= 0):
-            raise UsageError(f"--min-gain must be a number from 0, not {self.min_gain}")
+            raise SettingError("min_gain", f"must be a number from 0, not {self.min_gain}")
 
 
 def average_settings(settings: SoupSettings) -> AverageSettings:

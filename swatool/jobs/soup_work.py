@@ -132,7 +132,9 @@ def working(folder: str, state: SoupState, *, resumed: bool) -> Iterator[SoupWor
                 raise
             error.add_note(kept)
             if isinstance(error, CheckFailedError):
-                raise CheckFailedError(f"{error}; {kept}") from error
+                told = CheckFailedError(f"{error}; {kept}")
+                told.report = error.report
+                raise told from error
             raise
     finally:
         os.close(descriptor)

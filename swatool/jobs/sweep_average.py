@@ -11,8 +11,8 @@ from swatool.averaging.scheme_choice import scheme_options
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
-from swatool.jobs.scoring import Scoring, check_evaluation, score
-from swatool.jobs.sweeps import Variant, fill, sweep
+from swatool.jobs.scoring import Scoring, check_comparable, check_evaluation, score
+from swatool.jobs.sweeps import Variant, fill, fill_none, sweep
 from swatool.output.checksummed import remove_checksum
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
@@ -58,7 +58,7 @@ def average_sweep(
         What was done; after an evaluation, the best first.
 
     Raises:
-        CheckFailedError: the evaluation failed; all averages are kept.
+        CheckFailedError: the evaluation failed; all averages are kept, and its report has what was found.
         and as `average`.
     """
     if keep not in KEEPS:
@@ -95,9 +95,12 @@ def _requests(
     output: str, axes: Sequence[str], settings: AverageSettings
 ) -> tuple[list[Variant], list[Request]]:
     if not axes:
-        return [{}], [Request(output, settings)]
+        return [{}], [Request(fill_none(output, SWEPT), settings)]
     found = sweep(settings, axes, SWEPT)
     variants = [variant for variant, _ in found]
+    for name in variants[0]:
+        if getattr(settings, name.replace("-", "_")) is not None:
+            raise UsageError(f"--{name} and --sweep {name} contradict each other: leave one of them out")
     paths = fill(output, variants)
     return variants, [Request(path, one) for path, (_, one) in zip(paths, found, strict=True)]
 
@@ -108,10 +111,18 @@ def _ranked(
     """Evaluate each average, put the best first, and remove the others if that is asked for."""
     scored: list[SweptReport] = []
     for one in report.outputs:
+        path = one.report.output.path
         try:
-            value, metrics = score(one.report.output.path, scoring)
+            value, metrics = score(path, scoring)
+            first = scored[0] if scored else None
+            if first is not None:
+                check_comparable(scoring, (first.report.output.path, first.metrics), (path, metrics))
         except CheckFailedError as error:
-            raise CheckFailedError(f"{error}; all {len(report.outputs)} averages are kept") from error
+            failed = CheckFailedError(f"{error}; all {len(report.outputs)} averages are kept")
+            failed.report = dataclasses.replace(
+                report, outputs=(*scored, *report.outputs[len(scored) :]), failures=(str(failed),)
+            )
+            raise failed from error
         scored.append(dataclasses.replace(one, value=value, metrics=metrics))
         if on_score is not None:
             on_score(scored[-1])

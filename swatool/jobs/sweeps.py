@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["MOST_VARIANTS", "Variant", "fill", "sweep"]
+__all__ = ["MOST_VARIANTS", "Variant", "fill", "fill_none", "sweep"]
 
 T = TypeVar("T")
 
@@ -82,6 +82,14 @@ def fill(template: str, variants: Sequence[Variant]) -> list[str]:
     if len(set(paths)) != len(paths):
         raise UsageError("--sweep has a value twice: each average needs a name of its own")
     return paths
+
+
+def fill_none(template: str, allowed: Sequence[str]) -> str:
+    """Return a path where nothing is swept, as it is; UsageError if it has the place of a swept setting."""
+    for match in PLACE.finditer(template):
+        if match[1] is not None and _field(match[1]) in allowed:
+            raise UsageError(f"-o {printable(template)} has {match[0]}, and nothing is swept: give --sweep")
+    return template
 
 
 def _parsed(axis: str, allowed: Sequence[str]) -> tuple[str, list[str]]:

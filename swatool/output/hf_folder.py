@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from swatool.errors import CheckpointError, UsageError, printable
+from swatool.errors import CheckpointError, SettingError, printable
 from swatool.output.layout import Layout, OutputTensor, Piece, one_file, together
 from swatool.output.safetensors_file import lay_out
 
@@ -32,14 +32,15 @@ def parse_size(text: str) -> int:
     """Read a number of bytes, such as `5GB`, `1.5GiB` or `800000`; GB is a power of ten, GiB of two.
 
     Raises:
-        UsageError: it is none, or less than one byte.
+        SettingError: it is none, or less than one byte.
     """
     match = SIZE.fullmatch(text)
     unit = UNITS.get(match[2].lower()) if match else None
     nbytes = int(float(match[1]) * unit) if match and unit else 0
     if nbytes < 1:
-        raise UsageError(
-            f"--max-shard-size must be a number of bytes, such as 5GB, 500MB or 800000, not {printable(text)}"
+        raise SettingError(
+            "max_shard_size",
+            f"must be a number of bytes, such as 5GB, 500MB or 800000, not {printable(text)}",
         )
     return nbytes
 

@@ -11,20 +11,32 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
-from swatool.choices import KEYS, refusal
-from swatool.errors import SwatoolError, UsageError, printable
-from swatool.recipe.yaml_text import Node, plain
+from swatool.choices import KEYS, refusal, tried
+from swatool.errors import SettingError, SwatoolError, UsageError, printable
+from swatool.recipe.yaml_text import Node, plain, scalar_of
 
-__all__ = ["WRONG", "Place", "PlacedError", "build", "dump", "fields_of", "is_required", "refuse", "unknown"]
+__all__ = [
+    "WRONG",
+    "Place",
+    "PlacedError",
+    "build",
+    "dump",
+    "fields_of",
+    "is_required",
+    "placed",
+    "refuse",
+    "unknown",
+]
 
 T = TypeVar("T")
 
 Place = Sequence[str | int]  # the way from a dataclass to a value in it: names of fields, and indexes
 
-OPTION = re.compile(r"--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+# What stands in quotes is somebody's own.
+OPTION = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")|--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)""")
 WRONG = object()  # stands for a value that could not be made
 # A class that says so is made with `WRONG` in it, too, to tell what else is wrong; nobody else sees that.
 CHECKS_THE_REST = "checks_the_rest"
@@ -65,13 +77,15 @@ def build(cls: type[T], node: Node, where: str, noted: Iterable[tuple[int, str]]
     return typing.cast(T, found)
 
 
-def refuse(mistakes: Collection[tuple[int, str]], where: str) -> None:
-    """Raise UsageError if there are mistakes: it tells them in the order of their lines; 0 is no line."""
-    lines = [f"line {line}: {what}" if line else what for line, what in sorted(mistakes)]
+def refuse(
+    mistakes: Collection[tuple[int, str]], where: str, error: Callable[[str], Exception] = UsageError
+) -> None:
+    """Raise an error if there are mistakes: it tells them in the order of their lines; 0 is no line."""
+    lines = [f"line {line}: {what}" if line else what for line, what in sorted(set(mistakes))]
     if len(lines) == 1:
-        raise UsageError(f"{where}, {lines[0]}")
+        raise error(f"{where}, {lines[0]}")
     if lines:
-        raise UsageError("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
+        raise error("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
 
 
 def fields_of(cls: type) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -190,19 +204,27 @@ class _Builder:
                 self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
                 given[name] = WRONG
         wrong = len(self.mistakes) > before
+        required = [name for name, (_, field) in known.items() if is_required(field)]
         if wrong and not getattr(cls, CHECKS_THE_REST, False):
-            raise _MistakeError
-        try:
-            made = cls(**given)
-        except PlacedError as error:
-            self.mistakes += [_placed(node, place, *mistake) for mistake in error.mistakes]
-            raise _MistakeError from error
-        except SwatoolError as error:
-            self.mistakes.append(_placed(node, place, (), str(error)))
-            raise _MistakeError from error
-        if wrong:
+            given = {name: value for name, value in given.items() if value is not WRONG}
+            if not given.keys() >= set(required):
+                raise _MistakeError
+        made, errors = tried(cls, given, required)
+        for error in errors:
+            self._refused(error, node, place, is_whole=not wrong)
+        if wrong or errors:
             raise _MistakeError
         return made
+
+    def _refused(self, error: SwatoolError, node: Node, place: str, *, is_whole: bool) -> None:
+        """Note what a dataclass refused, unless that may come of what else is wrong in it."""
+        inner = node.value.get(error.field) if isinstance(error, SettingError) else None  # type: ignore[union-attr]
+        if isinstance(error, PlacedError):
+            self.mistakes += [placed(node, place, *mistake) for mistake in error.mistakes]
+        elif isinstance(error, SettingError) and inner is not None:
+            self._note(inner, _inside(place, error.field), error.what)
+        elif is_whole:
+            self.mistakes.append(placed(node, place, (), str(error)))
 
     def _field(self, wanted: object, field: dataclasses.Field[Any], node: Node, place: str) -> object:
         """Return the value of a field, which may take less than its type does."""
@@ -221,6 +243,8 @@ class _Builder:
 
     def _scalar(self, wanted: object, node: Node, place: str) -> object:
         value = node.value
+        if node.filled and isinstance(value, str) and wanted is not str:
+            value = scalar_of(value)
         if wanted is float and type(value) is int:
             return float(value)
         if type(value) is wanted:
@@ -255,7 +279,7 @@ def _kind(choice: object) -> str:
     return KINDS.get(choice) or ("a list" if typing.get_origin(choice) is tuple else "a mapping")
 
 
-def _placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
+def placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
     """Return the line and the sentence of a mistake below a node, as far down as the file says something."""
     for step in below:
         inner: Node | None = None
@@ -273,7 +297,7 @@ def _placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
 
 def _without_options(what: str) -> str:
     """Return a sentence in which options of the command line are the fields that they stand for."""
-    return OPTION.sub(lambda match: match[1].replace("-", "_"), what)
+    return OPTION.sub(lambda match: match[1] or match[2].replace("-", "_"), what)
 
 
 def unknown(place: str, name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from swatool.errors import printable
 from swatool.recipe.building import unknown
 from swatool.recipe.yaml_text import Node
 
-__all__ = ["filled"]
+__all__ = ["NAME", "filled"]
 
 VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -48,7 +48,9 @@ class _Filling:
             return Node({name: self.node(one) for name, one in node.value.items()}, node.line)
         if isinstance(node.value, list):
             return Node([self.node(one) for one in node.value], node.line)
-        return Node(self._text(node.value, node.line), node.line) if isinstance(node.value, str) else node
+        if not isinstance(node.value, str):
+            return node
+        return Node(self._text(node.value, node.line), node.line, filled=bool(VARIABLE.search(node.value)))
 
     def _text(self, text: str, line: int) -> str:
         pieces, end = [], 0

@@ -15,7 +15,7 @@ import yaml
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["Node", "is_plain_text", "plain", "read_yaml"]
+__all__ = ["Node", "is_plain_text", "plain", "read_yaml", "scalar_of"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -38,10 +38,12 @@ class Node:
     Attributes:
         value: a scalar, a list of nodes, or a dict of nodes by text.
         line: where it begins.
+        filled: whether it is a text into which a variable was put, and may stand for a number.
     """
 
     value: Scalar | list[Node] | dict[str, Node]
     line: int
+    filled: bool = False
 
 
 def read_yaml(text: str | bytes, where: str) -> Node:
@@ -82,6 +84,20 @@ def is_plain_text(text: str) -> bool:
     """Tell whether a text is one without quotes, too, and not a number or the like."""
     special = text in NULLS or text in BOOLS or SPECIAL.fullmatch(text)
     return not (special or INTEGER.fullmatch(text) or FLOAT.fullmatch(text))
+
+
+def scalar_of(text: str) -> Scalar:
+    """Return what a text without quotes stands for; a number of very many digits stays a text."""
+    if text in NULLS:
+        return None
+    if text in BOOLS:
+        return BOOLS[text]
+    if INTEGER.fullmatch(text):
+        return int(text) if len(text) <= MAX_DIGITS else text
+    special = SPECIAL.fullmatch(text)
+    if special:
+        return float(special[1] + special[2])
+    return float(text) if FLOAT.fullmatch(text) else text
 
 
 class _Reader:
@@ -143,18 +159,9 @@ class _Reader:
             raise self._refusal(event, f"tags ({printable(event.tag)}) are refused: write plain values")
         if event.style:  # quoted, or a block of text
             return text
-        if text in NULLS:
-            return None
-        if text in BOOLS:
-            return BOOLS[text]
         if len(text) > MAX_DIGITS and INTEGER.fullmatch(text):
             raise self._refusal(event, f"a number of more than {MAX_DIGITS} digits: quote a text")
-        if INTEGER.fullmatch(text):
-            return int(text)
-        special = SPECIAL.fullmatch(text)
-        if special:
-            return float(special[1] + special[2])
-        return float(text) if FLOAT.fullmatch(text) else text
+        return scalar_of(text)
 
     def _refusal(self, event: yaml.Event, what: str) -> UsageError:
         return UsageError(f"{self._where}, line {_line(event)}: {what}")

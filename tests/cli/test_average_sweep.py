@@ -48,7 +48,7 @@ def test_json_of_a_sweep_with_an_evaluation():
     )
     assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
-    assert set(data) == {"schema", "version", "command", "dry_run", "metric", "mode", "outputs"}
+    assert set(data) == {"schema", "version", "command", "dry_run", "metric", "mode", "outputs", "failures"}
     assert (data["metric"], data["mode"], len(data["outputs"])) == ("length", "max", 4)
     assert data["outputs"][0]["values"] == {"last": "2", "method": "swa"}
     assert data["outputs"][0]["metrics"] == {"length": 8.0}
@@ -114,7 +114,11 @@ def test_the_best_by_a_table(run_folder):
         (["--eval", "/no/such {path}", "--mode", "max"], 2, "there is no such program"),
         (["--best", "2"], 2, "--best needs --metric"),
         (["--best", "2", "--metric", "acc"], 2, "--best needs --mode"),
-        (["--best", "0", "--metric", "acc", "--mode", "max"], 2, "--best must be at least 1"),
+        (
+            ["--best", "0", "--metric", "acc", "--mode", "max"],
+            2,
+            "--best must be a whole number of at least 1",
+        ),
         (["--best", "7", "--metric", "acc", "--mode", "max"], 2, "more than the 6 checkpoints"),
         (["--best", "2", "--metric", "f1", "--mode", "max"], 4, "'f1' is not known of every checkpoint"),
         (["--metric", "acc", "--mode", "max"], 2, "have no use without --best N or --eval"),
@@ -129,3 +133,60 @@ def test_what_is_refused(arguments, code, said):
     assert done.exit_code == code
     assert re.search(said, done.stderr), done.stderr
     assert os.listdir() == ["run"]
+
+
+def test_json_has_what_a_failing_evaluation_had_found():
+    code = "import sys; '3' in sys.argv[1] and sys.exit(1); print(7)"
+    done = run(
+        *("run", "--sweep", "last=2,3,4", "-o", "avg-{last}.pt", "--json"),
+        *("--eval", f'{sys.executable} -c "{code}" {{path}}', "--mode", "max"),
+    )
+    assert done.exit_code == 6
+    error = json.loads(done.stderr)
+    assert "ended with 1 on 'avg-3.pt'; all 3 averages are kept" in error["error"]
+    data = json.loads(done.stdout)
+    assert [(one["values"]["last"], one["value"]) for one in data["outputs"]] == [
+        *(("2", 7.0), ("3", None), ("4", None))
+    ]
+    assert data["failures"] == [error["error"]]
+    assert sorted(os.listdir()) == ["avg-2.pt", "avg-3.pt", "avg-4.pt", "run"]
+
+
+def test_different_numbers_are_not_ranked():
+    with open("flip.py", "w") as file:
+        file.write("import sys\nprint('{\"%s\": 1}' % ('acc' if '2' in sys.argv[1] else 'loss'))\n")
+    done = run(
+        *("run", "--sweep", "last=2,3", "-o", "avg-{last}.pt"),
+        *("--eval", f"{sys.executable} flip.py {{path}}", "--mode", "max"),
+    )
+    assert done.exit_code == 6
+    assert "gives 'acc' of 'avg-2.pt' and 'loss' of 'avg-3.pt', which cannot be compared" in done.stderr
+    assert {"avg-2.pt", "avg-3.pt"} <= set(os.listdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-o", "avg-{last}.pt"), "'avg-{last}.pt' has {last}, and nothing is swept: give --sweep"),
+        (
+            ("--sweep", "decay=0.5,0.9", "--decay", "0.7", "--method", "ema", "-o", "{decay}.pt"),
+            "--decay and --sweep decay contradict each other",
+        ),
+        (("--sweep", "last=2,3", "--last", "4", "-o", "{last}.pt"), "--last and --sweep last contradict"),
+    ],
+)
+def test_what_contradicts_a_sweep(arguments, said):
+    done = run("run", *arguments)
+    assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    assert os.listdir() == ["run"]
+
+
+def test_braces_that_name_nothing_swept_are_part_of_a_name():
+    assert run("run", "-o", "avg-{x}.pt").exit_code == 0
+    assert sorted(os.listdir()) == ["avg-{x}.pt", "run"]
+
+
+def test_more_than_there_are_is_told():
+    done = run("run", "--last", "99")
+    assert done.exit_code == 0
+    assert "--last 99 is more than the 6 checkpoints that there are" in done.stderr

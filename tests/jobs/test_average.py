@@ -834,3 +834,32 @@ def test_variances_that_would_be_negative(tmp_path):
     assert found["bn.running_var"].tolist() == [1.0] * 3
     average(tmp_path, tmp_path / "mild", method="extrapolate", factor=0.25)
     assert safetensors.torch.load_file(tmp_path / "mild")["bn.running_var"].tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    "given", [{"last": 2.0}, {"every": True}, {"first": "2"}, {"min_step": 1.5}, {"best": 2.0}]
+)
+def test_selections_are_whole_numbers(given):
+    with pytest.raises(UsageError, match=f"--{next(iter(given)).replace('_', '-')} must be a whole number"):
+        AverageSettings(metric="m", mode="max", **given)
+
+
+def test_posthoc_ema_takes_averages_by_power_ema_as_they_are(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    walk = torch.randn(40, 50, generator=generator).cumsum(0)
+    folder = write_all(tmp_path, [{"w": one} for one in [walk[0], *walk]])
+    widths = {"sigma_rel": (0.05, 0.1), "gamma": (2.5,)}
+    paths = []
+    for name, values in widths.items():
+        for value in values:
+            for last in (20, 40):
+                path = tmp_path / f"{name}-{value}-{last}.safetensors"
+                average(folder, path, method="power-ema", max_step=last, **{name: value})
+                paths.append(path)
+    found = average(paths, tmp_path / "long.safetensors", method="posthoc-ema", sigma_rel=0.07)
+    assert sorted(one.step for one in found.checkpoints) == [20, 20, 20, 40, 40, 40]
+    average(folder, tmp_path / "direct.safetensors", method="power-ema", sigma_rel=0.07)
+    wanted, got = load(tmp_path / "direct.safetensors")["w"], load(tmp_path / "long.safetensors")["w"]
+    assert (got - wanted).norm() < 0.05 * wanted.norm()
+    with pytest.raises(UsageError, match="is itself an average by swatool"):
+        average(paths, tmp_path / "mean.safetensors")

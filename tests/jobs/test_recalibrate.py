@@ -467,7 +467,7 @@ def test_what_is_refused_leaves_nothing_behind(work, options, error, said):
     before = {name: (work / name).read_bytes() for name in ("averaged.pt", "mine.py")}
     with pytest.raises(SwatoolError) as caught:
         recalibrate(**options)
-    assert type(caught.value) is error, caught.value
+    assert isinstance(caught.value, error), caught.value
     assert said in str(caught.value)
     assert {name: (work / name).read_bytes() for name in os.listdir() if name != "__pycache__"} == before
 

@@ -133,21 +133,23 @@ MISTAKES = {
     f"{ONE}slect: {{last: 2}}": "line 4: slect is unknown; did you mean select?",
     f"{ONE}select: {{lst: 2}}": "line 4: select.lst is unknown; did you mean last?",
     f"{ONE}select: {{last: two}}": "line 4: select.last must be a whole number, not 'two'",
-    f"{ONE}select:\n  last: 0": "line 5: select: last must be at least 1, not 0",
+    f"{ONE}select:\n  last: 0": "line 5: select.last must be a whole number of at least 1, not 0",
     f"{ONE}select: {{best: 2}}": "line 4: select: best needs metric",
     f"{ONE}select: {{sort: age}}": "line 4: select.sort must be one of step, name, mtime, given, not 'age'",
     f"{ONE}policies: {{dtype: int4}}": "line 4: policies.dtype must be one of same",
     f"{ONE}policies: {{exclude: [1]}}": "policies.exclude[0] must be a text, not '1'",
     f"{ONE}read: {{variant: ''}}": "read: variant is empty",
-    f"{ONE}run: {{threads: 0}}": "run: threads must be from 1",
-    f"{ONE}run: {{device: tpu}}": "run: device must be cpu",
+    f"{ONE}run: {{threads: 0}}": "run.threads must be from 1",
+    f"{ONE}run: {{device: tpu}}": "run.device must be cpu",
     f"{ONE}environment: [1]": "environment[0] must be a text",
     f"{ONE}evaluate: {{command: 'x {{path}}'}}": "line 4: evaluate.mode is missing",
     f"{ONE}evaluate: {{command: 'x {{path}}', mode: best}}": (
         "evaluate.mode must be one of max, min, not 'best'"
     ),
     f"{ONE}evaluate: {{command: x, mode: max}}": "line 4: evaluate: eval 'x' is neither a command",
-    f"{ONE}evaluate: {{command: 'gone.py:f', mode: max}}": "line 4: evaluate: there is no file 'gone.py'",
+    f"{ONE}evaluate: {{command: 'gone.py:f', mode: max}}": (
+        "line 4: evaluate.command names 'gone.py', and there is no such file"
+    ),
     f"{ONE}  method: emma": "not 'emma'; did you mean ema?",
     f"{ONE}  method: schedule-free": "line 4: outputs[0].method must be one of swa",
     f"{ONE}  method: schedule_free": "not 'schedule_free'; that is method lr-weighted",
@@ -159,7 +161,9 @@ MISTAKES = {
     f"{ONE}  method: ema\n  parameters: {{decay: x}}": (
         "line 5: outputs[0].parameters.decay must be a number, not 'x'"
     ),
-    f"{ONE}  method: ema\n  parameters: {{decay: 2}}": "outputs[0]: decay must lie in [0, 1], not 2",
+    f"{ONE}  method: ema\n  parameters: {{decay: 2}}": (
+        "outputs[0].parameters.decay: decay must lie in [0, 1], not 2"
+    ),
     f"{ONE}  parameters: {{decay: 1}}": "decay does not belong to method swa, but to ema",
     f"{ONE}  format: gguf": "outputs[0].format must be one of safetensors",
     f"{ONE}  max_shard_size: 5MB": "'a.safetensors' is a file's name, and a folder is to be written",
@@ -177,7 +181,7 @@ MISTAKES = {
     f"{ONE}  check: [{{worse_than: last, bye: 1}}]": (
         "line 4: outputs[0].check[0].bye is unknown; did you mean by?"
     ),
-    f"{ONE}  check: {{worse_than: last, by: -1}}": "outputs[0].check[0]: by must be a finite number",
+    f"{ONE}  check: {{worse_than: last, by: -1}}": "outputs[0].check[0].by must be a finite number",
     f"{ONE}  check: {{worse_than: last, by: .nan}}": "by must be a finite number",
     f"{TWO}  check: {{worse_than: a.safetensor}}\n{EVALUATE}": (
         "line 5: outputs[1].check[0]: worse_than 'a.safetensor' is no "
@@ -193,10 +197,10 @@ MISTAKES = {
     f"{ONE}report: a.safetensors": "line 4: report: 'a.safetensors' is written twice",
     f"{ONE}  recalibrate: {{path: b, model: 'm:f'}}": "line 4: outputs[0].recalibrate.data is missing",
     f"{ONE}  recalibrate: {{path: b, model: 'gone.py:f', data: 'm:f'}}": (
-        "line 4: outputs[0].recalibrate: there is no file 'gone.py'"
+        "line 4: outputs[0].recalibrate.model names 'gone.py', and there is no such file"
     ),
     f"{ONE}  recalibrate: {{path: b, model: 'm:f', data: 'gone.npz:x'}}": (
-        "recalibrate: there is no file 'gone.npz'"
+        "recalibrate.data names 'gone.npz', and there is no such file"
     ),
     f"{ONE}  recalibrate: {{path: b, model: 'm:f', data: 'm:g', mode: fast}}": (
         "recalibrate.mode must be one of batch"
@@ -316,3 +320,87 @@ def test_the_schema_names_the_words_that_a_key_takes():
     assert set(output["method"]["anyOf"][0]["enum"]) == set(SCHEMES)
     assert "decay" in output["sweep"]["propertyNames"]["enum"]
     assert re.fullmatch(parts["Machine"]["properties"]["device"]["pattern"][1:-1], "cuda:1")
+
+
+def test_every_value_out_of_range_is_told_beside_others():
+    assert told_by("""inputs: run
+select: {last: 0, every: -1, firts: 3}
+run: {threads: 0}
+outputs:
+- path: a.safetensors
+  method: ema-warmup
+  parameters:
+    decay: 2
+    power: -1
+""") == [
+        "line 2: select.every must be a whole number of at least 1, not -1",
+        "line 2: select.firts is unknown; did you mean first?",
+        "line 2: select.last must be a whole number of at least 1, not 0",
+        "line 3: run.threads must be from 1 to 1,024, not 0",
+    ]
+    assert told_by("""inputs: run
+outputs:
+- path: a.safetensors
+  method: ema-warmup
+  parameters:
+    decay: 2
+    power: -1
+""") == [
+        "line 6: outputs[0].parameters.decay: decay must lie in [0, 1], not 2.0",
+        "line 7: outputs[0].parameters.power: power must be a finite number above 0, not -1.0",
+    ]
+
+
+def test_what_is_wrong_between_values_is_told_where_each_is_right():
+    assert "metrics has no use without best" in mistake("inputs: run\nselect: {metrics: m.csv}\noutputs: a")
+    assert mistake("inputs: run\nselect: {metrics: m.csv, last: 0}\noutputs: a") == (
+        "'r.yaml', line 2: select.last must be a whole number of at least 1, not 0"
+    )
+
+
+def mistake(text):
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    return str(caught.value)
+
+
+def test_a_variable_may_stand_for_a_number_or_a_flag(monkeypatch):
+    monkeypatch.setenv("N", "3")
+    monkeypatch.setenv("FLAG", "true")
+    recipe = read(
+        "environment: [N, FLAG]\ninputs: run/${N}\nselect: {last: '${N}'}\nrun: {overwrite: '${FLAG}'}\n"
+        "outputs: {path: '${N}', method: ema, parameters: {decay: '0.${N}'}}"
+    )
+    assert (recipe.select.last, recipe.run.overwrite, recipe.inputs) == (3, True, ("run/3",))
+    assert recipe.wanted[0].path == "3"
+    assert recipe.wanted[0].parameters.decay == 0.3
+    monkeypatch.setenv("N", "three")
+    assert "select.last must be a whole number, not 'three'" in mistake(
+        "environment: N\ninputs: run\nselect: {last: '${N}'}\noutputs: a"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("environment: ['1 2']\ninputs: run\noutputs: a", "line 1: environment[0]: '1 2' is no name"),
+        ("inputs: run\noutputs: 'a-{last}'", "'a-{last}' has {last}, and nothing is swept"),
+        (
+            "inputs: run\noutputs: {path: 'a-{last}', last: 3, sweep: {last: [2]}}",
+            "last is swept, and has a value of its own",
+        ),
+        (
+            "inputs: run\noutputs: {path: 'a-{decay}', method: ema, parameters: {decay: 0.5}, "
+            "sweep: {decay: [0.9]}}",
+            "decay is swept, and has a value of its own",
+        ),
+        (
+            "inputs: run\noutputs: {path: 'a-{decay}', method: ema, sweep: {decay: [0.9, 2]}}",
+            "outputs[0].parameters.decay: decay must lie in [0, 1], not 2",
+        ),
+    ],
+)
+def test_places_and_names(text, said):
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert said in str(caught.value) or said.replace(".parameters.decay", "") in str(caught.value)

@@ -432,3 +432,91 @@ def test_neither_the_recipe_nor_what_it_names_is_written_over(tmp_path, name):
         run_recipe(tmp_path / "r.yaml")
     assert (tmp_path / "r.yaml").read_text() == text
     assert not (tmp_path / "out.pt").exists()
+
+
+PLANNED = """inputs:
+- run/*.pt
+- nodir/
+- gone-*.pt
+evaluate: {command: 'no-such-program {path}', mode: max}
+outputs:
+- path: a.pt
+  like: gone.ckpt
+- path: exists.safetensors
+- path: c.safetensors
+  evaluate: {command: 'no.such.module:f', mode: max}
+  recalibrate:
+    path: c-bn.safetensors
+    model: no.such.model:build
+    data: no.such.data:batches
+"""
+
+
+def test_mistakes_that_only_the_files_show_are_told_at_once_with_their_lines():
+    Path("exists.safetensors").write_text("mine")
+    with open("r.yaml", "w") as file:
+        file.write(PLANNED)
+    with pytest.raises(UsageError) as caught:
+        run_recipe("r.yaml", dry_run=True)
+    told = [line.strip() for line in str(caught.value).splitlines()]
+    assert told[0] == "'r.yaml' has 8 mistakes:"
+    for line, said in zip(
+        told[1:],
+        [
+            "line 3: inputs[1]: there is no 'nodir/'",
+            "line 4: inputs[2]: no file matches 'gone-*.pt'",
+            "line 5: evaluate.command: command 'no-such-program {path}': there is no such program",
+            "line 8: outputs[0].like: there is no 'gone.ckpt'",
+            "line 9: outputs[1]: 'exists.safetensors' exists: set run.overwrite to true",
+            "line 11: outputs[2].evaluate.command: command 'no.such.module:f': there is no module 'no'",
+            "line 14: outputs[2].recalibrate.model: model 'no.such.model:build': there is no module 'no'",
+            "line 15: outputs[2].recalibrate.data: data 'no.such.data:batches': there is no module 'no'",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(said)
+    assert listing() == sorted([*(f"run/ckpt-{n}.pt" for n in (1, 2, 3, 4)), *LEFT])
+
+
+LEFT = ("exists.safetensors", "mine.py", "r.yaml")
+
+
+def test_a_dry_run_finds_a_module_without_importing_it():
+    os.makedirs("package/inner")
+    for name in ("package/__init__.py", "package/inner/__init__.py", "package/inner/scores.py"):
+        Path(name).write_text("raise RuntimeError('imported')\n")
+    text = "outputs: a.safetensors\nevaluate: {command: 'package.inner.scores:f', mode: max}"
+    assert run(text, dry_run=True).dry_run
+    with pytest.raises(UsageError, match=r"there is no module 'package\.inner\.score'"):
+        run(text.replace("scores", "score"), dry_run=True)
+
+
+def test_a_recalibration_that_fails_is_told_in_the_report():
+    with pytest.raises(DataError) as caught:
+        run(
+            "outputs:\n- path: a.safetensors\n"
+            "  recalibrate: {path: b.safetensors, model: mine.py:build, data: mine.py:data}\n"
+            "- path: c.safetensors\n"
+            "  recalibrate: {path: d.safetensors, model: mine.py:build, data: mine.py:broken_data}\n"
+            "report: report.json"
+        )
+    told = json.loads(Path("report.json").read_text())
+    assert told == caught.value.report.as_json()
+    assert told["failures"] == [str(caught.value)]
+    assert [one["recalibration"] is None for one in told["outputs"]] == [False, True]
+    assert not told["passed"]
+    assert sorted(name for name in os.listdir() if name.endswith(".safetensors")) == [
+        *("a.safetensors", "b.safetensors", "c.safetensors")
+    ]
+
+
+def test_a_sweep_whose_evaluation_changes_its_number_removes_nothing():
+    with open("flip.py", "w") as file:
+        file.write("def score(path):\n    return {'acc' if '2' in path else 'loss': 0.2}\n")
+    report = run(
+        "outputs: {path: 'a-{last}.safetensors', sweep: {last: [2, 3]}}\n"
+        "evaluate: {command: 'flip.py:score', mode: max}\n"
+    )
+    (failure,) = report.failures
+    assert "gives 'acc' of 'a-2.safetensors' and 'loss' of 'a-3.safetensors'" in failure
+    assert {"a-2.safetensors", "a-3.safetensors"} <= set(os.listdir())

@@ -34,6 +34,10 @@ def printing(tmp_path, monkeypatch):
         ('{"acc": 0.5}\nelapsed 3.2 s', "acc", 0.5, {"acc": 0.5}),
         ('{"acc": 0.1}\n{"acc": 0.5}\n{"name": "x"}', "acc", 0.5, {"acc": 0.5}),
         ("loss -inf", None, -math.inf, {"value": -math.inf}),
+        ("1,234 images, loss 0.5", None, 0.5, {"value": 0.5}),
+        ("0.1,234", None, 234.0, {"value": 234.0}),
+        ("1, 234", None, 234.0, {"value": 234.0}),
+        ("1,23", None, 23.0, {"value": 23.0}),
     ],
 )
 def test_what_a_command_prints(printing, text, metric, value, found):
@@ -52,6 +56,8 @@ def test_what_a_command_prints(printing, text, metric, value, found):
         ('{"a": 1, "b": 2}', None, "gives 'a', 'b' of 'a.pt': say with --metric"),
         ('{"a": 1, "b": 2}', "c", "gives no 'c' of 'a.pt'"),
         ('{"a": NaN}', None, "gives NaN for 'a.pt'"),
+        ("loss 1,234.5", None, "printed '1,234.5' at last, whose commas may part thousands or numbers"),
+        ("scores 0.5 1,234", None, "printed '1,234' at last"),
         ("[" * 100_000, None, "printed no number"),
     ],
 )

@@ -616,3 +616,28 @@ def test_a_restart_forgets_the_sums(stopped):
     found = soup("run", "soup.pt", **stopped, restart=True)
     assert found.members == soup("run", "again.pt", **stopped).members
     assert sum(one.accepted for one in found.members) > 2
+
+
+def test_a_failing_evaluation_reports_what_was_found():
+    make_members(count=5)
+    with pytest.raises(CheckFailedError) as caught:
+        soup("run", "soup.pt", scoring=stop_at("candidate"))
+    report = caught.value.report
+    assert (report.dry_run, report.average.dry_run) == (False, True)
+    assert report.evaluations == len(calls()) == 6
+    assert [one.accepted is None for one in report.members] == [False, False, True, True, True]
+    assert all(one.own is not None for one in report.members)
+    assert report.best == report.members[0].own
+    assert report.value == report.members[1 if report.members[1].accepted else 0].value
+    assert "no candidates" in report.failures[0]
+    assert report.as_json()["failures"] == report.failures
+
+
+def test_different_numbers_are_not_compared():
+    make_members(count=3)
+    pathlib.Path("flip.py").write_text(
+        "import os\ndef score(path):\n    return {'acc' if os.path.dirname(path) == 'run' else 'loss': 0.5}\n"
+    )
+    with pytest.raises(CheckFailedError, match=r"gives 'acc' of 'run/m-\d\.pt' and 'loss' of .* cannot be"):
+        soup("run", "soup.pt", scoring=Scoring(evaluate="flip.py:score", mode="max"))
+    assert not os.path.exists("soup.pt")
