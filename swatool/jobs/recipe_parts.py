@@ -24,6 +24,7 @@ from swatool.jobs.recalibrate_settings import RecalibrateSettings
 from swatool.jobs.running import Running
 from swatool.jobs.scoring import Scoring
 from swatool.jobs.sweep_average import SWEPT
+from swatool.jobs.sweeps import as_axes
 
 __all__ = ["LAST", "NUMPY_FILES", "Check", "Evaluation", "Machine", "Output", "Parameters", "Recalibration"]
 
@@ -180,21 +181,13 @@ class Output(Choosing, OutputOptions):
 
     def axes(self) -> list[str]:
         """Return the sweep as the command line writes it."""
-        return [f"{_dashed(name)}={','.join(map(_word, values))}" for name, values in self.sweep.items()]
+        return as_axes(self.sweep)
 
     def template(self, path: str) -> str:
         """Return a path with the names of the swept settings as the command line writes them."""
         for name in self.sweep:
-            path = path.replace(f"{{{name}}}", f"{{{_dashed(name)}}}")
+            path = path.replace(f"{{{name}}}", f"{{{name.replace('_', '-')}}}")
         return path
-
-
-def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _refuse_missing(field: str, spec: str, suffixes: tuple[str, ...]) -> None:

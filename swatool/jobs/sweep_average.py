@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from swatool.averaging.scheme_choice import scheme_options
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.scoring import Scoring, check_comparable, check_evaluation, score
-from swatool.jobs.sweeps import Variant, fill, fill_none, sweep
+from swatool.jobs.sweeps import Variant, as_axes, fill, fill_none, sweep
 from swatool.output.checksummed import remove_checksum
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
@@ -30,7 +30,7 @@ SWEPT = (
 def average_sweep(
     checkpoints: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    axes: Sequence[str] = (),
+    axes: Sequence[str] | Mapping[str, Iterable[object]] = (),
     *,
     settings: AverageSettings,
     scoring: Scoring | None = None,
@@ -41,12 +41,12 @@ def average_sweep(
 ) -> SweepReport:
     """Make several averages that differ in a few settings, from one read, and tell which is the best.
 
-    >>> average_sweep("run/", "avg-{last}.pt", ["last=2,4,8"], settings=AverageSettings())
+    >>> average_sweep("run/", "avg-{last}.pt", {"last": [2, 4, 8]}, settings=AverageSettings())
 
     Args:
         checkpoints: files, glob patterns and folders, in any order.
         output: what to write; `{name}` stands for the value of a swept setting.
-        axes: `name=value,value,...` each; several are crossed.
+        axes: values by the name of a setting, or `name=value,value,...` each; several are crossed.
         settings: what all averages have in common.
         scoring: how they are evaluated; None: they are not.
         keep: after an evaluation, `best` removes all but the best, `all` leaves them.
@@ -65,7 +65,8 @@ def average_sweep(
         raise UsageError(f"--keep must be one of {', '.join(KEEPS)}, not {printable(keep)}")
     if scoring is not None and not settings.dry_run:
         check_evaluation(scoring.evaluate)
-    variants, requests = _requests(os.fspath(output), axes, settings)
+    written = as_axes(axes) if isinstance(axes, Mapping) else axes
+    variants, requests = _requests(os.fspath(output), written, settings)
 
     def told(reports: Sequence[Report]) -> SweepReport:
         swept = [SweptReport(dict(v), report) for v, report in zip(variants, reports, strict=True)]

@@ -7,12 +7,12 @@ import difflib
 import itertools
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["MOST_VARIANTS", "Variant", "fill", "fill_none", "sweep"]
+__all__ = ["MOST_VARIANTS", "Variant", "as_axes", "fill", "fill_none", "sweep"]
 
 T = TypeVar("T")
 
@@ -25,6 +25,15 @@ KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "tr
 BOOLS = {"true": True, "false": False}
 
 Variant = Mapping[str, str]
+
+
+def as_axes(values: Mapping[str, Iterable[object]]) -> list[str]:
+    """Return the values of swept settings, by name, as axes of `sweep`."""
+    return [f"{name.replace('_', '-')}={','.join(map(_word, some))}" for name, some in values.items()]
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def sweep(settings: T, axes: Sequence[str], allowed: Sequence[str]) -> list[tuple[Variant, T]]:

@@ -255,3 +255,12 @@ def test_what_is_refused(options, said):
     axes, output = options.pop("axes"), options.pop("output")
     with pytest.raises(UsageError, match=said):
         average_sweep("run", output, axes, settings=AverageSettings(), **options)
+
+
+def test_axes_may_be_a_mapping(run):
+    settings = AverageSettings(method="ema", decay=0.9)
+    found = average_sweep(run, "{last}-{debias}", {"last": [2, 5], "debias": [True]}, settings=settings)
+    assert [one.values for one in found.outputs] == [
+        *({"last": "2", "debias": "true"}, {"last": "5", "debias": "true"})
+    ]
+    assert sorted(name for name in os.listdir() if name.endswith("-true")) == ["2-true", "5-true"]
