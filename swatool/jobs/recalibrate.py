@@ -112,8 +112,11 @@ def recalibrate_checkpoint(
         return report if settings.dry_run else _carry_out(job, report, hooks, clock)
 
 
-def check_recalibration(model: str, data: str, settings: RecalibrateSettings) -> None:
+def check_recalibration(model: str, data: str, settings: RecalibrateSettings) -> tuple[str, ...]:
     """Build the model, open the data, and find the functions that are named: before there is a checkpoint.
+
+    Returns:
+        The names of the model's tensors.
 
     Raises:
         UsageError: the user's own code failed, or is not there.
@@ -123,7 +126,7 @@ def check_recalibration(model: str, data: str, settings: RecalibrateSettings) ->
         _find_functions(settings)
         from swatool.models.building import build_model
 
-        build_model(model, settings.model_arguments)
+        return tuple(build_model(model, settings.model_arguments).state_dict())
 
 
 def _find_functions(settings: RecalibrateSettings) -> None:

@@ -10,23 +10,20 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from swatool.checkpoints.selection import expand
-from swatool.errors import CheckpointError, SwatoolError, UsageError, printable
+from swatool.errors import SwatoolError, printable
 from swatool.jobs.average import Request, average_all
-from swatool.jobs.recalibrate import check_recalibration, files_named_in, recalibrate_checkpoint
-from swatool.jobs.recipe_evaluation import Told, evaluated, find_evaluations
+from swatool.jobs.recalibrate import recalibrate_checkpoint
+from swatool.jobs.recipe_checks import check_recipe, refuse_misfits
+from swatool.jobs.recipe_evaluation import Told, evaluated
 from swatool.jobs.recipe_model import Product, Recipe
-from swatool.jobs.recipe_parts import NUMPY_FILES
-from swatool.jobs.recipe_reading import Mistakes, in_folder_of, read_written_recipe
+from swatool.jobs.recipe_reading import in_folder_of, read_written_recipe
 from swatool.jobs.recipe_report import ProductReport, RecipeReport
-from swatool.output.checksummed import check_checksum_target
-from swatool.output.publish import PendingFile, check_target
-from swatool.recipe.building import Place, dump
+from swatool.output.publish import PendingFile
+from swatool.recipe.building import dump
 from swatool.report import Report
-from swatool.user_code import find_module, names_code
 from swatool.version import __version__
 
 __all__ = ["run_recipe"]
@@ -79,12 +76,13 @@ def run_recipe(
     )
     told = on_part or _ignore
     with in_folder_of(path), _noting_what_was_written(recipe):
-        _check_inputs(recipe, mistakes)
-        _check_targets(recipe, os.path.basename(path), mistakes)
-        find_evaluations(recipe, mistakes, import_code=not dry_run)
-        _check_recalibrations(recipe, mistakes, import_code=not dry_run)
-        mistakes.refuse()
-        report = _averaged(recipe, report, dry_run, on_plan or _ignore, on_progress or _ignore)
+        models = check_recipe(recipe, os.path.basename(path), mistakes, import_code=not dry_run)
+
+        def planned(report: RecipeReport) -> None:
+            refuse_misfits(recipe, models, report)
+            (on_plan or _ignore)(report)
+
+        report = _averaged(recipe, report, dry_run, planned, on_progress or _ignore)
         stopped = None
         if not dry_run:
             told(report)
@@ -102,98 +100,6 @@ def run_recipe(
 
 def _ignore(_: object) -> None:
     pass
-
-
-def _check_inputs(recipe: Recipe, mistakes: Mistakes) -> None:
-    """Note inputs that are not there, and what else is read and is not."""
-    for index, one in enumerate(recipe.inputs):
-        with mistakes.at("inputs", index):
-            for path in expand([one]):
-                _refuse_missing(path)
-    if recipe.select.metrics is not None:
-        with mistakes.at("select", "metrics"):
-            _refuse_missing(recipe.select.metrics)
-    for index, wanted in enumerate(recipe.wanted):
-        if wanted.like is not None:
-            with mistakes.at("outputs", index, "like"):
-                _refuse_missing(wanted.like)
-
-
-def _refuse_missing(path: str) -> None:
-    if not os.path.lexists(path):
-        raise CheckpointError(f"there is no {printable(path)}")
-
-
-def _check_targets(recipe: Recipe, own: str, mistakes: Mistakes) -> None:
-    """Note outputs that cannot be written, before anything is read; `own` is the recipe itself."""
-    written: list[tuple[Place, str]] = [
-        (("outputs", one.index), path) for one in recipe.products for path in one.files
-    ]
-    written += [(("report",), recipe.report)] if recipe.report else []
-    inputs = set(_files_of(path for one in recipe.inputs for path in _expanded(one)))
-    kept = {*_files_of([own]), *files_named_in(*_specs(recipe))}
-    recalibrated = {one.recalibrated for one in recipe.products}
-    for place, path in written:
-        with mistakes.at(*place):
-            if kept.intersection(_files_of([path])):
-                raise UsageError(f"{printable(path)} is the recipe, or what it names: choose another path")
-            if os.path.lexists(path) and not recipe.run.overwrite:
-                raise UsageError(
-                    f"{printable(path)} exists: set run.overwrite to true to replace what is there, or "
-                    "choose another path"
-                )
-            # Averages are checked when they are planned, and their sizes are known.
-            overwrite, checksum = recipe.run.overwrite, recipe.run.checksum
-            if path == recipe.report or path in recalibrated:
-                check_target(path, overwrite=overwrite, inputs=inputs, nbytes=0)
-            if path in recalibrated:
-                check_checksum_target(path, overwrite=overwrite, wanted=checksum, inputs=inputs)
-
-
-def _expanded(one: str) -> list[str]:
-    """Return the checkpoints that an input stands for; none if it is noted as a mistake."""
-    try:
-        return expand([one])
-    except SwatoolError:
-        return []
-
-
-def _check_recalibrations(recipe: Recipe, mistakes: Mistakes, *, import_code: bool) -> None:
-    """Note models and data that are none, before the averages are made that are to be recalibrated."""
-    for index, wanted in enumerate(recipe.wanted):
-        asked = wanted.recalibrate
-        if asked is None:
-            continue
-        if import_code:
-            with mistakes.at("outputs", index, "recalibrate"):
-                check_recalibration(asked.model, asked.data, asked.settings(recipe.run))
-            continue
-        for name in ("model", "data", "forward", "evaluate"):
-            spec = getattr(asked, name)
-            if spec is not None and names_code(spec) and not spec.rpartition(":")[0].endswith(NUMPY_FILES):
-                with mistakes.at("outputs", index, "recalibrate", name):
-                    find_module(spec, f"--{name}")
-
-
-def _specs(recipe: Recipe) -> Iterator[str | None]:
-    """Yield what a recipe names that may be a file, besides its inputs."""
-    yield recipe.select.metrics
-    for wanted in recipe.wanted:
-        if wanted.recalibrate is not None:
-            yield from (wanted.recalibrate.model, wanted.recalibrate.data)
-        evaluation = recipe.evaluation(wanted)
-        if evaluation is not None:
-            yield from (evaluation.command, *evaluation.command.split())
-
-
-def _files_of(checkpoints: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Yield device and inode of the checkpoints' files; of a folder, of those that lie in it."""
-    for path in checkpoints:
-        inside = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
-        for one in (path, *inside):
-            if os.path.exists(one):
-                status = os.stat(one)
-                yield status.st_dev, status.st_ino
 
 
 def _groups(products: Sequence[Product]) -> list[list[Product]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from swatool.checkpoints.opening import Checkpoint
 from swatool.errors import MismatchError, printable
 from swatool.tensors import Extent, StoredTensor
 
-__all__ = ["load_weights", "read_tensor"]
+__all__ = ["differing_names", "load_weights", "read_tensor"]
 
 # Versions of BatchNorm before torch 0.4.1 do not count their batches.
 OPTIONAL = "num_batches_tracked"
@@ -82,14 +82,13 @@ def _source(name: str, checkpoint: Checkpoint) -> StoredTensor | None:
 def _differences(
     targets: dict[str, Tensor], sources: dict[str, StoredTensor | None], checkpoint: Checkpoint
 ) -> Iterator[str]:
+    found = {name for name, stored in sources.items() if stored is not None}
+    yield from differing_names(targets, {*found, *checkpoint.tensors})
     for name, target in targets.items():
         stored = sources[name]
-        if stored is None:
-            if not name.endswith(OPTIONAL):
-                yield f"{printable(name)} of the model is missing in the checkpoint"
-        elif is_lazy(target):
+        if stored is None or is_lazy(target):
             continue
-        elif stored.shape != tuple(target.shape):
+        if stored.shape != tuple(target.shape):
             yield (
                 f"{printable(name)} has shape {list(stored.shape)} in the checkpoint, "
                 f"{list(target.shape)} in the model"
@@ -99,6 +98,14 @@ def _differences(
                 f"{printable(name)} is {stored.dtype.name} in the checkpoint, "
                 f"{str(target.dtype).removeprefix('torch.')} in the model"
             )
-    for name in checkpoint.tensors:
-        if name not in targets:
+
+
+def differing_names(model: Iterable[str], checkpoint: Collection[str]) -> Iterator[str]:
+    """Yield sentences about tensors that only a model has, or only a checkpoint."""
+    known = dict.fromkeys(model)
+    for name in known:
+        if name not in checkpoint and not name.endswith(OPTIONAL):
+            yield f"{printable(name)} of the model is missing in the checkpoint"
+    for name in checkpoint:
+        if name not in known:
             yield f"{printable(name)} of the checkpoint is missing in the model"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import swatool
-from swatool.errors import CheckpointError, DataError, OutputError, UsageError
+from swatool.errors import CheckpointError, DataError, MismatchError, OutputError, UsageError
 from swatool.jobs import recipes as module
 from swatool.jobs.recalibrate_report import RecalibrationReport
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, RecipeReport
@@ -520,3 +520,26 @@ def test_a_sweep_whose_evaluation_changes_its_number_removes_nothing():
     (failure,) = report.failures
     assert "gives 'acc' of 'a-2.safetensors' and 'loss' of 'a-3.safetensors'" in failure
     assert {"a-2.safetensors", "a-3.safetensors"} <= set(os.listdir())
+
+
+def test_a_model_that_does_not_fit_is_refused_before_the_average():
+    with open("other.py", "w") as file:
+        file.write("from torch import nn\ndef build():\n    return nn.Sequential(nn.BatchNorm1d(4))\n")
+    before = [*listing(), "r.yaml"]
+    with pytest.raises(MismatchError, match=r"'a\.safetensors' would not fit the model") as caught:
+        run(
+            "outputs:\n  path: a.safetensors\n"
+            "  recalibrate: {path: b.safetensors, model: other.py:build, data: mine.py:data}"
+        )
+    assert set(caught.value.differences) == {
+        *(
+            f"'0.{name}' of the model is missing in the checkpoint"
+            for name in ("running_mean", "running_var")
+        ),
+        *(f"'1.{name}' of the checkpoint is missing in the model" for name in ONE_LAYER),
+    }
+    assert listing() == sorted(before)
+
+
+NEEDED = ("running_mean", "running_var")
+ONE_LAYER = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -82,9 +82,9 @@ def test_lists_every_difference_and_changes_nothing(tmp_path):
         load_weights(model, saved(tmp_path, state))
     assert caught.value.differences == (
         "'0.bias' of the model is missing in the checkpoint",
+        "'extra' of the checkpoint is missing in the model",
         "'4.weight' has shape [2, 5] in the checkpoint, [2, 4] in the model",
         "'4.bias' is int64 in the checkpoint, float32 in the model",
-        "'extra' of the checkpoint is missing in the model",
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
