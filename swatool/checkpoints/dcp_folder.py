@@ -6,6 +6,7 @@ no tensor is a pickle in those files, which is never read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from swatool.checkpoints.contents import Contents, Opaque, TensorDescriptor, UnsupportedTensor
@@ -17,6 +18,7 @@ from swatool.tensors import DType, Folder, StoredTensor, c_strides
 
 __all__ = ["read", "recognises"]
 
+KNOWN_CUTS = 64
 METADATA = ".metadata"
 PICKLED = Opaque("a pickle among the distributed tensors")
 
@@ -86,6 +88,8 @@ class _Tensors:
     def __init__(self, folder: Folder, metadata: Metadata) -> None:
         self._metadata = metadata
         self._items = ItemReader(folder)
+        # Most tensors are cut as some other one is.
+        self._fault_of = functools.lru_cache(KNOWN_CUTS)(fault_of)
 
     def locate(self, leaf: TensorDescriptor | StoredTensor) -> StoredTensor:
         """Return where a tensor's bytes lie; CheckpointError if its parts do not make it up."""
@@ -93,8 +97,8 @@ class _Tensors:
             return leaf
         metadata, name = self._metadata, leaf.storage
         # A rank that got nothing of a tensor stores an empty part of it.
-        chunks = [chunk for chunk in metadata.chunks_of(name) if 0 not in chunk.lengths]
-        fault = fault_of(chunks, leaf.shape)
+        chunks = tuple([chunk for chunk in metadata.chunks_of(name) if 0 not in chunk.lengths])
+        fault = self._fault_of(chunks, leaf.shape)
         if fault:
             raise CheckpointError(f"it {fault}: {metadata.where} is damaged")
         tiles: list[Tile] = []

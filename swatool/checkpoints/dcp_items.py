@@ -65,14 +65,14 @@ class Alike(NamedTuple):
         head: its bytes before the elements: the pickle, and what precedes the elements.
         directory: where its directory begins.
         spans: what of the directory must be the same; the rest is the checksums of what is not read here.
-        entries: those bytes.
+        entries: those bytes, span by span.
         stored: what it holds.
     """
 
     head: bytes
     directory: int
     spans: tuple[tuple[int, int], ...]
-    entries: bytes
+    entries: Sequence[bytes]
     stored: StoredTensor
 
 
@@ -101,13 +101,16 @@ class ItemReader:
             CheckpointError: its file is not there, ends before it, or the item holds something else.
         """
         whole = self._open(item)
-        part = Part(whole, item.offset, item.nbytes)
         key = (item.nbytes, expected)
         known = self._known.get(key)
-        stored = known.stored if known and _is_alike(part, known) else _read(part)
-        if known is None and len(self._known) < MAX_KNOWN:
-            self._known[key] = _taken_as_a_model(part, stored)
-        extents = tuple(Extent(whole, item.offset + begin, nbytes) for _, begin, nbytes in stored.extents)
+        if known is not None and _is_alike(whole, item, known):
+            stored = known.stored
+        else:
+            part = Part(whole, item.offset, item.nbytes)
+            stored = _read(part)
+            if known is None and len(self._known) < MAX_KNOWN:
+                self._known[key] = _taken_as_a_model(part, stored)
+        extents = tuple([Extent(whole, item.offset + begin, nbytes) for _, begin, nbytes in stored.extents])
         return StoredTensor(stored.dtype, stored.shape, extents, stored.strides)
 
     def _open(self, item: Item) -> Source:
@@ -146,7 +149,7 @@ def _taken_as_a_model(part: Part, stored: StoredTensor) -> Alike | None:
         return None
     data = part.read(directory, part.size - directory)
     spans = tuple(_spans_without_checksums(data))
-    return Alike(part.read(0, begin), directory, spans, _joined(data, spans), stored)
+    return Alike(part.read(0, begin), directory, spans, _cut(data, spans), stored)
 
 
 def _spans_without_checksums(directory: bytes) -> Iterator[tuple[int, int]]:
@@ -163,13 +166,13 @@ def _spans_without_checksums(directory: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(directory)
 
 
-def _joined(data: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
-    return b"".join(data[begin:end] for begin, end in spans)
+def _cut(data: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    return [data[begin:end] for begin, end in spans]
 
 
-def _is_alike(part: Part, known: Alike) -> bool:
+def _is_alike(whole: Source, item: Item, known: Alike) -> bool:
     """Tell whether an item of the same length describes the same tensor, at the same place in it."""
-    if part.read(0, len(known.head)) != known.head:
+    if whole.read(item.offset, len(known.head)) != known.head:
         return False
-    data = part.read(known.directory, part.size - known.directory)
-    return _joined(data, known.spans) == known.entries
+    data = whole.read(item.offset + known.directory, item.nbytes - known.directory)
+    return _cut(data, known.spans) == known.entries
