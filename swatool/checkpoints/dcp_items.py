@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from swatool.checkpoints.contents import TensorDescriptor
 from swatool.checkpoints.dcp_metadata import Item
+from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.checkpoints.zip_records import CENTRAL, END, IN_ZIP64_32
 from swatool.errors import CheckpointError, printable
@@ -115,10 +116,7 @@ class ItemReader:
 
     def _open(self, item: Item) -> Source:
         if item.file not in self._names:  # nor is any path that leads out of the folder
-            raise CheckpointError(
-                f"{printable(self._folder.path)} is incomplete: {printable(item.file)}, which its .metadata "
-                "names, is not in it; copy the whole folder"
-            )
+            raise _not_there(self._folder.path, item.file)
         whole = self._opened.get(item.file)
         if whole is None:
             whole = self._opened[item.file] = self._folder.open(item.file)
@@ -128,6 +126,18 @@ class ItemReader:
                 f"{item.offset + item.nbytes:,}, and the file has {whole.size:,}"
             )
         return whole
+
+
+def _not_there(folder: str, file: str) -> CheckpointError:
+    if leads_outside(file):
+        return CheckpointError(
+            f"the .metadata of {printable(folder)} names a file outside the folder, {printable(file)}: "
+            "refused"
+        )
+    return CheckpointError(
+        f"{printable(folder)} is incomplete: {printable(file)}, which its .metadata names, is not in it; "
+        "copy the whole folder"
+    )
 
 
 def _read(part: Part) -> StoredTensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from swatool.errors import CheckpointError, OutputError, printable
 from swatool.tensors import Buffer
 
-__all__ = ["LocalFile", "LocalFiles", "LocalFolder"]
+__all__ = ["LocalFile", "LocalFiles", "LocalFolder", "leads_outside"]
 
 MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
 SPARE_DESCRIPTORS = 64  # what the rest of the process may still open
@@ -189,11 +189,16 @@ class LocalFolder:
 
         The check is of the name alone: a link may lead anywhere, as in the cache of the Hugging Face hub.
         """
-        if name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
+        if leads_outside(name):
             raise CheckpointError(
                 f"{printable(self.path)} names a file outside itself, {printable(name)}: refused"
             )
         return self._files.open(os.path.join(self.path, name))
+
+
+def leads_outside(name: str) -> bool:
+    """Tell whether what should be the name of a file in a folder is a path, or no name at all."""
+    return name in ("", ".", "..") or not set(name).isdisjoint("/\\\0")
 
 
 def _open(path: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor, UnsupportedTensor
 from swatool.checkpoints.file_formats import read_file
+from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.hf_names import choose, is_index, recognises, shards_of
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Folder, Source, StoredTensor
@@ -119,6 +120,9 @@ def _check_files(files: Sequence[str], present: Sequence[str], shards: Sequence[
     foreign = [printable(file) for file in files if not file.endswith(SUFFIXES)]
     if foreign:
         raise CheckpointError(f"{where} names files that hold no weights by their names: {_some(foreign)}")
+    outside = [printable(file) for file in files if leads_outside(file)]
+    if outside:
+        raise CheckpointError(f"{where} names files outside its folder: {_some(outside)}: refused")
     missing = [printable(file) for file in sorted(set(files).difference(present))]
     if missing:
         raise CheckpointError(

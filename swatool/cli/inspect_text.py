@@ -76,7 +76,7 @@ class InspectTelling:
             if provenance is None or name != "swatool"
         ]
         yield from self._joined("metadata", metadata)
-        yield from self._joined("of unknown classes, not read", list(map(printable, report.opaque)))
+        yield from self._joined("no plain values, not read", list(map(printable, report.opaque)))
         yield from self._joined("no tensors, skipped", list(map(printable, report.skipped)))
 
     def _listed(self, lines: Sequence[str]) -> list[str]:

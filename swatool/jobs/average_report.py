@@ -171,8 +171,8 @@ def selection_warnings(dated: Sequence[DatedCheckpoint], selection: Selection, g
     opaque = [one.checkpoint for one in dated if not set(STEP_FIELDS).isdisjoint(one.checkpoint.opaque)]
     if opaque and not set(STEP_FIELDS) & set(opaque[0].fields):
         yield (
-            f"{printable(opaque[0].path)} has a step that is no plain number, perhaps one of NumPy's, and is "
-            "not read; the numbers in the files' names are used"
+            f"{printable(opaque[0].path)} has a step that is no plain number (NumPy's? or pickled, as in a "
+            "distributed checkpoint?) and is not read; the numbers in the files' names are used"
         )
     if selection.sort != "step":
         return

@@ -7,6 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from hostile.dcp import save
 from typer.testing import CliRunner
 
 import swatool
@@ -36,6 +37,14 @@ def ckpt(tmp_path):
     path = tmp_path / "ckpt.pt"
     torch.save({"model": state, "ema": {"w": torch.ones(9)}, "step": 5, "acc": 0.5}, path)
     return path
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_what_a_distributed_checkpoint_keeps_as_pickles_is_told(tmp_path):
+    state = {"model": {"w": torch.ones(3), "extra": {"a": 1}}, "step": 5}
+    told = run(save(tmp_path / "a", state)).stdout.splitlines()
+    assert "no plain values, not read: 'step'" in told
+    assert "no tensors, skipped: 'extra'" in told
 
 
 def test_inspect(ckpt):

@@ -134,7 +134,7 @@ def named_outside(file):
 def indexes():
     for number, name in enumerate(hf.OUTSIDE):
         for index in (hf.INDEX, "pytorch_model.bin.index.json"):
-            said = "not in its folder|hold no weights by their names"
+            said = "outside its folder|not in its folder|hold no weights by their names"
             title = f"index: a way out {number}, {index}"
             yield Case("H1", title, f"{FOLDER}/{index}", named_outside(name), said)
     for name, (raw, said) in hf.BAD_INDEXES.items():

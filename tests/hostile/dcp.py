@@ -83,8 +83,8 @@ def many_tensors_share_parts(metadata):
 
 
 BAD_METADATA = {
-    "outside": (set_place(relative_path="../other/__0_0.distcp"), "incomplete: '../other/__0_0.distcp'"),
-    "absolute": (set_place(relative_path="/etc/passwd"), "incomplete: '/etc/passwd'"),
+    "outside": (set_place(relative_path="../other/0.distcp"), "outside the folder, '../other/0.distcp'"),
+    "absolute": (set_place(relative_path="/etc/passwd"), "outside the folder, '/etc/passwd': refused$"),
     "missing file": (set_place(relative_path="__1_0.distcp"), "incomplete: '__1_0.distcp'"),
     "no name of a file": (set_place(relative_path=3), "lies at no place"),
     "beyond the file": (set_place(offset=10**9), "truncated or damaged"),

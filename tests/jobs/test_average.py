@@ -9,6 +9,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from hostile import dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -778,6 +779,16 @@ def test_a_step_that_cannot_be_read_is_told(tmp_path):
         torch.save({"model": {"w": torch.ones(2)}, "step": numpy.int64(step)}, tmp_path / f"x-{step}.pt")
     warnings = average(tmp_path, tmp_path / "out").warnings
     assert any("no plain number" in warning for warning in warnings)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_step_that_a_distributed_checkpoint_keeps_as_a_pickle_is_told(tmp_path):
+    folders = [
+        dcp.save(tmp_path / f"x-{step}", {"model": {"w": torch.ones(2)}, "step": step}) for step in (1, 2)
+    ]
+    report = average(folders, tmp_path / "out")
+    assert [one.step for one in report.checkpoints] == [1, 2]
+    assert any("pickled, as in a distributed checkpoint" in warning for warning in report.warnings)
 
 
 def test_weights_and_averages_of_weights_are_not_mixed(tmp_path):
