@@ -192,7 +192,7 @@ class _Worker:
         key = (block.treatment, block.count)
         reducer = self._averages.get(key)
         if reducer is None:
-            _forget_if_many(self._averages)
+            _make_room(self._averages, block.count)
             alone = block.count > self._job.elements
             reducer = LinearReducer(block.treatment, block.count, self._memory, alone=alone)
             self._averages[key] = reducer
@@ -213,7 +213,7 @@ class _Worker:
         key = (block.treatment, block.count)
         reducer = self._copies.get(key)
         if reducer is None:
-            _forget_if_many(self._copies)
+            _make_room(self._copies, block.count)
             differing = [result.differing for result in self.results]
             reducer = CopyReducer(block.treatment, block.count, self._host_memory, differing)
             self._copies[key] = reducer
@@ -301,11 +301,16 @@ def _refuse_negative(block: Block, reducer: LinearReducer, output: int) -> None:
         )
 
 
-def _forget_if_many(
+def _make_room(
     reducers: dict[tuple[Treatment, int], LinearReducer] | dict[tuple[Treatment, int], CopyReducer],
+    count: int,
 ) -> None:
-    """Bound the number of prepared reducers; nearly all blocks have one of a few shapes."""
-    if len(reducers) >= MOST_REDUCERS:
+    """Bound the prepared reducers and what they hold before one for this many elements joins them.
+
+    Nearly all blocks have one of a few shapes. The largest takes new memory, so that those of smaller ones
+    would keep what was taken before.
+    """
+    if len(reducers) >= MOST_REDUCERS or count > max((known for _, known in reducers), default=0):
         reducers.clear()
 
 

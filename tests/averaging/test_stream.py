@@ -1,13 +1,14 @@
 import json
 import math
 import threading
+import weakref
 
 import pytest
 import safetensors.torch
 import torch
 
 import swatool
-from swatool.averaging import blocks, kernels
+from swatool.averaging import blocks, kernels, reducers
 from swatool.averaging.stream import choose_device
 from swatool.errors import CheckpointError, MismatchError, UsageError
 from swatool.jobs.average_settings import AverageSettings
@@ -323,3 +324,20 @@ def test_a_device_that_is_not_there_is_refused():
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_what_larger_blocks_take_anew_is_not_kept_for_smaller_ones(tmp_path, monkeypatch):
+    alive, found = weakref.WeakSet(), []
+
+    class Rows(reducers.Rows):
+        def __init__(self, *arguments):
+            found.append(len(alive))
+            super().__init__(*arguments)
+            alive.add(self)
+
+    monkeypatch.setattr(reducers, "Rows", Rows)
+    for step in (1, 2):  # each is a block of its own, as it is stored transposed
+        state = {f"w{n}": torch.full((n, 5), float(step)).t() for n in (100, 200, 300, 400)}
+        torch.save(state, tmp_path / f"x-{step}.pt")
+    swatool.average(tmp_path, tmp_path / "out.safetensors", threads=1)
+    assert found == [0, 0, 0, 0]
