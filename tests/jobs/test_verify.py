@@ -575,6 +575,29 @@ def test_claims_that_do_not_hold(run, change, monkeypatch):
     assert {os.path.dirname(one) for one in opened if str(one).endswith((".pt", "passwd"))} <= {str(run)}
 
 
+@pytest.mark.parametrize(("snapshots", "widths"), [(256, 16), (257, 2), (20, 17)])
+def test_equations_that_take_long_are_not_solved_for_a_stranger(run, monkeypatch, snapshots, widths):
+    from swatool.averaging import posthoc_scheme
+
+    solved = []
+    really = posthoc_scheme.reconstruct
+    monkeypatch.setattr(posthoc_scheme, "reconstruct", lambda *a: solved.append(a) or really(*a))
+    said = {"sigma_rel": 0.1, "sigma_rels": [0.05 + number % widths / 100 for number in range(snapshots)]}
+    out = resaid(averaged(run), strange(method="posthoc-ema", parameters=said))
+    copies = [str(run / "ckpt-100.pt")] * snapshots
+
+    def many(claim):
+        (first, *_) = claim["sources"]
+        return {**claim, "sources": [{**first, "step": 100 * (number + 1)} for number in range(snapshots)]}
+
+    found = failures(resaid(out, many), copies)
+    within = (snapshots, widths) == (256, 16)
+    assert bool(solved) is within
+    assert ("of at most 256 snapshots and 16 widths" in found) is not within
+    resaid(out, strange(parameters={"sigma_rel": 0.1, "sigma_rels": [0.1] * 300}))
+    assert "of at most 256 snapshots" in failures(out, copies)
+
+
 def test_a_prefix_that_is_not_on_every_name_is_told(run):
     out = resaid(averaged(run), strange(settings={"key": "nowhere"}))
     with pytest.raises(CheckpointError, match="nowhere"):
