@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 
 from swatool.errors import SettingError, SwatoolError, printable
 
-__all__ = ["KEYS", "PATTERN", "check_choices", "choice", "choices_of", "not_among", "refusal", "tried"]
+__all__ = [
+    "KEYS",
+    "PATTERN",
+    "check_choices",
+    "choice",
+    "choices_of",
+    "nearest",
+    "not_among",
+    "refusal",
+    "tried",
+]
 
 T = TypeVar("T")
 
@@ -17,6 +27,7 @@ T = TypeVar("T")
 CHOICES, OTHER_NAMES = "choices", "other names"
 KEYS = "keys"  # the names that a mapping takes
 PATTERN = "pattern"  # a regular expression that a whole text matches
+LONGEST = 100  # characters of a word of which it is asked what may be meant
 
 
 def choice(
@@ -45,14 +56,20 @@ def refusal(one: Field[Any], value: object) -> str:
     return not_among(choices, value, one.metadata[OTHER_NAMES])
 
 
+def nearest(word: str, words: Collection[str]) -> str | None:
+    """Return the one of a few words that is most like another, if any is."""
+    return next(iter(difflib.get_close_matches(word[:LONGEST], words, n=1)), None)
+
+
 def not_among(choices: Collection[str], value: object, other_names: Mapping[str, str]) -> str:
     """Say that a value is none of a few words, and which may be meant, as the end of a sentence."""
-    name = str(value).lower().replace("_", "-")
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    name = str(value)[:LONGEST].lower().replace("_", "-")
+    near = nearest(name, choices)
+    hint = f"; did you mean {near}?" if near else ""
     if name in other_names:
         hint = f"; that is {other_names[name]}"
-    shown = str(value) if isinstance(value, bool | int | float | None) else printable(value)
+    shown = printable(value)
+    shown = shown[1:-1] if isinstance(value, bool | int | float | None) else shown
     return f"must be one of {', '.join(choices)}, not {shown}{hint}"
 
 

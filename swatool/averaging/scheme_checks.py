@@ -151,4 +151,4 @@ def positions(steps: Steps, spacing: str, method: str) -> tuple[int, ...]:
 
 
 def _shown(value: object) -> str:
-    return printable(value) if isinstance(value, str) else str(value)
+    return printable(value) if isinstance(value, str) else printable(value)[1:-1]

@@ -8,7 +8,6 @@ data-dependent methods are reducers of their own.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 
@@ -18,7 +17,7 @@ from swatool.averaging.mean_schemes import LrWeighted, Polynomial, RestartedMean
 from swatool.averaging.posthoc_scheme import PosthocEma
 from swatool.averaging.scheme import Described, OnlineScheme, Scheme, Steps
 from swatool.averaging.scheme_checks import option
-from swatool.choices import not_among
+from swatool.choices import nearest, not_among
 from swatool.errors import UsageError, printable
 
 __all__ = [
@@ -142,6 +141,6 @@ def _no_such_parameter(method: str, name: str, known: Sequence[str]) -> str:
     takers = [scheme.name for scheme in SCHEMES.values() if name in {field.name for field in fields(scheme)}]
     if takers:
         return f"{option(name)} does not belong to --method {method}, but to {', '.join(takers)}"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {option(near[0])}?" if near else ""
+    near = nearest(name, known)
+    hint = f"; did you mean {option(near)}?" if near else ""
     return f"{printable(option(name))[1:-1]} is no parameter of --method {method}{hint}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["tell_verified"]
 
 SHOWN = 20  # names of a kind, unless all are asked for
+MOST_PARAMETERS = 10  # no method has so many
 
 
 def tell_verified(telling: Telling, report: VerifyReport) -> None:
@@ -45,8 +46,11 @@ def _lines(report: VerifyReport, most: int | None) -> Iterator[str]:
 
 
 def _about_sources(found: ComparedSources, most: int | None) -> Iterator[str]:
-    parameters = "".join(f", {printable(name)[1:-1]} {_shown(one)}" for name, one in found.parameters.items())
-    yield f"claims: {printable(found.method)[1:-1]}{parameters}, of {counted(found.recorded, 'source')}"
+    said = list(found.parameters.items())
+    parameters = "".join(f", {_shown(name)} {_shown(one)}" for name, one in said[:MOST_PARAMETERS])
+    if len(said) > MOST_PARAMETERS:
+        parameters += f" and {len(said) - MOST_PARAMETERS:,} more parameters"
+    yield f"claims: {_shown(found.method)}{parameters}, of {counted(found.recorded, 'source')}"
     if found.settings:
         settings = ", ".join(f"{printable(k)[1:-1]} {_shown(one)}" for k, one in found.settings.items())
         yield f"with settings of its own: {settings}"

@@ -30,6 +30,7 @@ from swatool.tensors import StoredTensor
 __all__ = ["Candidates", "compare_with_sources", "open_candidates"]
 
 SHOWN = 5
+LONGEST = 1000  # characters of a sentence about what does not hold
 AGREE = 1e-9  # of coefficients that two machines compute, relative
 # Of a claimed posthoc-ema: its equations take a second and a half to solve, and four times that if no two
 # snapshots have one width.
@@ -121,9 +122,10 @@ def compare_with_sources(
     if failures:
         return report, _few(failures)
     try:
-        return _repeat(output, claim, matched, report, threads, progress)
+        report, failures = _repeat(output, claim, matched, report, threads, progress)
     except (MismatchError, UsageError) as error:
-        return report, [f"the average that it claims to be cannot be made: {_one_line(error)}"]
+        failures = [f"the average that it claims to be cannot be made: {_one_line(error)}"]
+    return report, _few(failures)
 
 
 def _one_line(error: MismatchError | UsageError) -> str:
@@ -189,9 +191,7 @@ def _takes_long(claim: Provenance) -> bool:
     widths = claim.parameters.get("sigma_rels")
     if claim.method != PosthocEma.name or not isinstance(widths, list):
         return False
-    return (
-        max(len(claim.sources), len(widths)) > MOST_SNAPSHOTS or len(set(map(repr, widths))) > MOST_WIDTHS
-    )
+    return max(len(claim.sources), len(widths)) > MOST_SNAPSHOTS or len(set(map(repr, widths))) > MOST_WIDTHS
 
 
 def _repeat(
@@ -212,7 +212,7 @@ def _repeat(
     target = PublishedBytes(published, recalibrated)
     failures += [f"{printable(name)} is not stored as swatool writes it" for name in target.strange]
     if failures:
-        return report, _few(failures)
+        return report, failures
     before = sum(one.files.size for one in matched) if report.hashed else 0
     _stream(plan, target, threads, None if progress is None else lambda done: progress(before + done))
     for one in matched:
@@ -294,8 +294,15 @@ def _copied(plan: Plan) -> set[str]:
 
 
 def _few(failures: list[str]) -> list[str]:
+    """Return the first of them, none so long that it hides the others: a stranger may have chosen its words."""
     more = len(failures) - SHOWN
-    return failures if more <= 0 else [*failures[:SHOWN], f"and {more:,} more"]
+    shown = [_cut(one) for one in failures[:SHOWN]]
+    return shown if more <= 0 else [*shown, f"and {more:,} more"]
+
+
+def _cut(sentence: str) -> str:
+    half = LONGEST // 2
+    return sentence if len(sentence) <= LONGEST else f"{sentence[:half]}...{sentence[-half:]}"
 
 
 def _stream(plan: Plan, target: PublishedBytes, threads: int, progress: Progress | None) -> None:

@@ -604,6 +604,45 @@ def test_a_prefix_that_is_not_on_every_name_is_told(run):
         verify(out, run / "ckpt-*.pt")
 
 
+LONG = 4000
+LONG_CLAIMS = {
+    "method": strange(method="m" * (1 << 20)),
+    "name of a parameter": strange(parameters={"p" * (1 << 20): 1}),
+    "names of parameters": strange(parameters={f"p{number}": 1 for number in range(10_000)}),
+    "number": strange(method="ema", parameters={"decay": int("9" * LONG)}),
+    "whole number": strange(method="tail", parameters={"alpha": int("9" * LONG)}),
+    "text": strange(method="wsm", parameters={"schedule": "x" * (1 << 20)}),
+    "no word": strange(method="wsm", parameters={"spacing": int("9" * LONG)}),
+    "no flag": strange(method="ema", parameters={"decay": 0.5, "debias": [0] * 10_000}),
+    "steps": strange(
+        method="posthoc-ema",
+        parameters={"sigma_rel": 0.1, "sigma_rels": [0.1] * 4, "snapshot_steps": [int("9" * LONG)] * 4},
+    ),
+    "target": strange(
+        method="posthoc-ema",
+        parameters={"sigma_rel": 0.1, "sigma_rels": [0.1] * 4, "target_step": int("9" * LONG)},
+    ),
+    "numbers": strange(method="weights", parameters={"weights": [int("9" * 300)] * 4}),
+    "sources": with_source(name="n" * (1 << 18)),
+    "layers": strange(recalibrated={"layers": ["x" * (1 << 20)]}),
+    "pattern": strange(settings={"exclude": ["x" * 9000]}),
+    "key": strange(settings={"strip_prefix": ["x" * 9000]}),
+}
+
+
+@pytest.mark.parametrize("what", LONG_CLAIMS)
+def test_long_words_and_numbers_of_a_claim_are_cut(run, what):
+    from typer.testing import CliRunner
+
+    from swatool.cli import app
+
+    out = resaid(averaged(run), LONG_CLAIMS[what])
+    told = CliRunner().invoke(app, ["verify", str(out), "--sources", str(run / "ckpt-*.pt"), "-v"])
+    assert told.exit_code in ((0,) if what == "layers" else (3, 6)), told.output
+    assert max(map(len, told.output.splitlines())) < 4000
+    assert len(told.output) < 8000
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     said=st.recursive(
