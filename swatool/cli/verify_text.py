@@ -65,7 +65,8 @@ def _about_sources(found: ComparedSources, most: int | None) -> Iterator[str]:
         copied = f", {found.copied:,} of them no averages but one checkpoint's" if found.copied else ""
         yield f"made again: {counted(found.compared, 'tensor')}{copied}, byte by byte; {same}"
     if found.recalibrated:
-        yield f"not compared: {counted(found.recalibrated, 'tensor')} recalibrated on data"
+        yield f"not compared: {counted(found.recalibrated, 'tensor')} recalibrated on data, by its own word"
+        yield from (f"not compared: {printable(name)}" for name in found.not_compared[:most])
     yield from (f"differs: {printable(name)}" for name in found.differing[:most])
 
 

@@ -26,6 +26,7 @@ class ComparedSources:
         compared: how many tensors were made again, and compared byte by byte.
         copied: how many of those are no averages, but one checkpoint's.
         recalibrated: how many were not, because their statistics were recomputed on data.
+        not_compared: names of those that were not.
         differing: names of tensors that have other bytes.
     """
 
@@ -39,6 +40,7 @@ class ComparedSources:
     compared: int = 0
     copied: int = 0
     recalibrated: int = 0
+    not_compared: tuple[str, ...] = ()
     differing: tuple[str, ...] = ()
 
 

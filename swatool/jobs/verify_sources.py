@@ -223,6 +223,7 @@ def _repeat(
         compared=len(published) - len(recalibrated),
         copied=len((published.keys() - recalibrated) & _copied(plan)),
         recalibrated=len(recalibrated),
+        not_compared=tuple(sorted(recalibrated)),
         differing=differing,
     )
     if differing:
@@ -277,14 +278,19 @@ def _as_planned(
 
 
 def _recalibrated(claim: Provenance, plan: Plan) -> set[str]:
-    """Return the names of what a recalibration has replaced, ties included."""
-    names = {
-        f"{layer}.{statistic}".lstrip(".") for layer in claim.recalibrated or () for statistic in STATISTICS
-    }
+    """Return the names of what a recalibration has replaced, ties included: statistics of BatchNorm."""
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    shapes |= {name: shapes[first] for name, first in plan.ties.items()}
+    names: set[str] = set()
+    for layer in claim.recalibrated or ():
+        mean, variance, count = (f"{layer}.{statistic}".lstrip(".") for statistic in STATISTICS)
+        if len(shapes.get(mean, ())) == 1 and shapes[mean] == shapes.get(variance) and not shapes.get(count):
+            names |= {mean, variance, count}
     groups: dict[str, set[str]] = {}
     for name, first in plan.ties.items():
         groups.setdefault(first, {first}).add(name)
-    return names.union(*(group for group in groups.values() if group & names))
+    tied = set().union(*(group for group in groups.values() if group & names))
+    return names | {name for name in tied if name.rpartition(".")[2] in STATISTICS}
 
 
 def _copied(plan: Plan) -> set[str]:
@@ -294,7 +300,7 @@ def _copied(plan: Plan) -> set[str]:
 
 
 def _few(failures: list[str]) -> list[str]:
-    """Return the first of them, none so long that it hides the others: a stranger may have chosen its words."""
+    """Return the first of them, each cut: a stranger may have chosen its words."""
     more = len(failures) - SHOWN
     shown = [_cut(one) for one in failures[:SHOWN]]
     return shown if more <= 0 else [*shown, f"and {more:,} more"]

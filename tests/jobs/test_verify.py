@@ -9,9 +9,11 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import swatool
 from swatool.averaging.schemes import SCHEMES
+from swatool.cli import app
 from swatool.errors import CheckFailedError, CheckpointError, UsageError
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.provenance import MOST_SOURCES
@@ -44,8 +46,8 @@ def run(tmp_path):
     return tmp_path
 
 
-def averaged(run, name="out.safetensors", **options):
-    swatool.average(str(run / "ckpt-*.pt"), run / name, **options)
+def averaged(run, name="out.safetensors", sources="ckpt-*.pt", **options):
+    swatool.average(str(run / sources), run / name, **options)
     return run / name
 
 
@@ -448,6 +450,7 @@ def test_all_but_the_recalibrated_statistics_is_compared(run, monkeypatch):
     found = verify(run / "bn.safetensors", run / "ckpt-*.pt", require_checksum=True)
     assert found.failures == ()
     assert (found.sources.compared, found.sources.recalibrated) == (3, 3)
+    assert found.sources.not_compared == ("1.num_batches_tracked", "1.running_mean", "1.running_var")
     recorded = json.loads(swatool.inspect(run / "bn.safetensors").metadata["swatool"])["recalibrated"]
     assert len(recorded["sha256"]) == 64
     (run / "bn.safetensors.sha256").unlink()
@@ -464,6 +467,39 @@ def test_all_but_the_recalibrated_statistics_is_compared(run, monkeypatch):
         replaced = name.startswith("1.running") or name.startswith("1.num")
         assert (failures(run / "bn.safetensors", run / "ckpt-*.pt") == "") is replaced, name
         (run / "bn.safetensors").write_bytes(data)
+
+
+def test_only_statistics_of_layers_that_have_them_are_taken_for_recalibrated(tmp_path):
+    for step in (1, 2):
+        mean = torch.randn(6)
+        state = {
+            "bn.running_mean": mean,
+            "bn.running_var": torch.rand(6),
+            "bn.num_batches_tracked": torch.tensor(step),
+            "bn.weight": torch.randn(6),
+            "copy.running_mean": mean,
+            "secret": mean,
+            "a.running_mean": torch.randn(6, 4),
+            "a.running_var": torch.randn(6, 4),
+            "b.running_mean": torch.randn(6),
+            "c.running_mean": torch.randn(6),
+            "c.running_var": torch.randn(5),
+            "d.running_mean": torch.randn(6),
+            "d.running_var": torch.randn(6),
+            "d.num_batches_tracked": torch.randn(6),
+        }
+        torch.save(state, tmp_path / f"c{step}.pt")
+    out = averaged(tmp_path, name="out.safetensors", sources="c?.pt")
+    layers = ["bn", "bn.weight", "a", "b", "c", "d", "nowhere", "", "secret", "bn.running_mean"]
+    resaid(out, strange(recalibrated={"layers": layers}))
+    found = verify(out, tmp_path / "c?.pt")
+    assert found.failures == ()
+    statistics = ["bn.num_batches_tracked", "bn.running_mean", "bn.running_var"]
+    assert found.sources.not_compared == (*statistics, "copy.running_mean")
+    assert found.sources.recalibrated == 4
+    told = CliRunner().invoke(app, ["verify", str(out), "--sources", str(tmp_path / "c?.pt")])
+    assert "not compared: 4 tensors recalibrated on data, by its own word\n" in told.stdout
+    assert "not compared: 'copy.running_mean'\n" in told.stdout
 
 
 # --- what strangers say
@@ -632,10 +668,6 @@ LONG_CLAIMS = {
 
 @pytest.mark.parametrize("what", LONG_CLAIMS)
 def test_long_words_and_numbers_of_a_claim_are_cut(run, what):
-    from typer.testing import CliRunner
-
-    from swatool.cli import app
-
     out = resaid(averaged(run), LONG_CLAIMS[what])
     told = CliRunner().invoke(app, ["verify", str(out), "--sources", str(run / "ckpt-*.pt"), "-v"])
     assert told.exit_code in ((0,) if what == "layers" else (3, 6)), told.output
