@@ -6,20 +6,42 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from swatool.checkpoints.files import LocalFile
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.record_checks import RecordChecks, has_records
+from swatool.errors import CheckpointError, printable
 from swatool.output.checksums import sums_of
 
-__all__ = ["UNKNOWN", "HashedFile", "digest_of", "hash_checkpoints", "hash_files", "holds_zip_files"]
+__all__ = [
+    "UNKNOWN",
+    "HashedFile",
+    "UnopenedFile",
+    "digest_of",
+    "hash_checkpoints",
+    "hash_files",
+    "holds_zip_files",
+]
 
 UNKNOWN = "0" * 64  # stands for a digest until it is known, and takes its room
 PIECE = 1 << 20
 TICK = 0.1  # seconds between two reports of progress
 MANY_IN_ONE = "torch distributed"  # the format whose files hold a zip file for each tensor
+
+
+class UnopenedFile(NamedTuple):
+    """A file that is open only while it is read, so that there may be many of them.
+
+    Attributes:
+        path: of it.
+        size: its length in bytes when it was looked at.
+    """
+
+    path: str
+    size: int
 
 
 class HashedFile(NamedTuple):
@@ -58,12 +80,15 @@ def digest_of(checkpoint: Checkpoint, hashed: Sequence[HashedFile]) -> str:
 
 
 def hash_files(
-    files: Sequence[tuple[LocalFile, bool]], threads: int, progress: Callable[[int], None] | None = None
+    files: Sequence[tuple[LocalFile | UnopenedFile, bool]],
+    threads: int,
+    progress: Callable[[int], None] | None = None,
 ) -> list[HashedFile]:
     """Read files, several at a time, in pieces.
 
     Args:
-        files: what is read, and whether the records of a zip file are compared with their checksums.
+        files: what is read, which is checked to be unchanged if it has to be opened; and whether the records
+            of a zip file are compared with their checksums.
         threads: number of workers, at most; each reads one file.
         progress: is told, ten times a second, how many bytes have been read.
 
@@ -92,22 +117,32 @@ def hash_files(
 class _Work:
     """The reading of one file."""
 
-    file: LocalFile
+    file: LocalFile | UnopenedFile
     checked: bool
     stop: threading.Event
     position: int = 0
     result: HashedFile | None = None
 
     def run(self) -> HashedFile:
+        if isinstance(self.file, LocalFile):
+            return self._read(self.file)
+        with closing(LocalFile(self.file.path)) as file:
+            if file.size != self.file.size:
+                raise CheckpointError(f"{printable(file.path)} changed before it was read: try again")
+            found = self._read(file)
+            file.check_unchanged()
+            return found
+
+    def _read(self, file: LocalFile) -> HashedFile:
         digest = hashlib.sha256()
-        checks = RecordChecks(self.file) if self.checked and has_records(self.file) else None
-        buffer = memoryview(bytearray(min(PIECE, self.file.size)))
-        while self.position < self.file.size and not self.stop.is_set():
-            piece = buffer[: min(len(buffer), self.file.size - self.position)]
-            self.file.read_into([piece], self.position)
+        checks = RecordChecks(file) if self.checked and has_records(file) else None
+        buffer = memoryview(bytearray(min(PIECE, file.size)))
+        while self.position < file.size and not self.stop.is_set():
+            piece = buffer[: min(len(buffer), file.size - self.position)]
+            file.read_into([piece], self.position)
             digest.update(piece)
             if checks is not None:
                 checks.take(self.position, piece)
             self.position += len(piece)
-        name = self.file.path.rpartition("/")[2]
+        name = file.path.rpartition("/")[2]
         return HashedFile(name, digest.hexdigest(), checks.checked if checks else 0)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swatool.averaging.measures import Measuring, plan_measuring
-from swatool.checkpoints.files import LocalFiles
 from swatool.checkpoints.opening import Checkpoint, Reading, open_checkpoint
 from swatool.errors import CheckFailedError, printable
 from swatool.jobs.provenance import Provenance, read_provenance
@@ -152,7 +151,6 @@ def _open(
     path: str, sources: list[str | os.PathLike[str]] | None, settings: VerifySettings, stack: ExitStack
 ) -> _Job:
     output = stack.enter_context(closing(open_checkpoint(path, settings.reading())))
-    others = stack.enter_context(closing(LocalFiles()))
     floats = [name for name, tensor in output.tensors.items() if tensor.dtype.averageable]
     claim = read_provenance(output.metadata, path)
     candidates = None
@@ -161,7 +159,7 @@ def _open(
     return _Job(
         output=output,
         bytes=output.files.size,
-        checksums=find_checksums(output, others),
+        checksums=find_checksums(output),
         measuring=plan_measuring((output,), floats),
         claim=claim,
         candidates=candidates,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
-from swatool.checkpoints.files import LocalFile, LocalFiles, LocalFolder
+from swatool.checkpoints.files import LocalFile, LocalFolder
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.record_checks import has_records
 from swatool.errors import CheckpointError, printable
-from swatool.jobs.hashing import hash_files, holds_zip_files
+from swatool.jobs.hashing import UnopenedFile, hash_files, holds_zip_files
 from swatool.output.checksums import MOST_BYTES, SUFFIX, SUMS, parse_checksums
 
 __all__ = ["CheckedFiles", "Checksums", "check_files", "find_checksums"]
@@ -24,16 +24,18 @@ class Checksums:
     Attributes:
         path: of it; empty if there is none.
         digests: SHA-256 by the names of the output's files.
-        files: those files, open; also those that the checkpoint does without.
+        files: those files, open; those that the checkpoint does without are not.
         missing: names of files that are not there.
+        leading_out: names of links to what lies outside of the folder, which are not followed.
         unlisted: names of files of the checkpoint that it does not list.
         others: names of other files in the folder that it does not list.
     """
 
     path: str = ""
     digests: Mapping[str, str] | None = None
-    files: tuple[LocalFile, ...] = ()
+    files: tuple[LocalFile | UnopenedFile, ...] = ()
     missing: tuple[str, ...] = ()
+    leading_out: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
@@ -56,33 +58,47 @@ class CheckedFiles:
     failures: tuple[str, ...]
 
 
-def find_checksums(opened: Checkpoint, others: LocalFiles) -> Checksums:
+def find_checksums(opened: Checkpoint) -> Checksums:
     """Return the checksums beside an output, or in its folder.
 
-    Args:
-        opened: the output.
-        others: where files of its folder are opened that the checkpoint does without.
-
     Raises:
-        CheckpointError: what should hold them holds none.
+        CheckpointError: what should hold them holds none, or lists what is no regular file.
     """
-    if not os.path.isdir(opened.path):
+    folder = opened.path
+    if not os.path.isdir(folder):
         return _beside(opened)
-    path = os.path.join(opened.path, SUMS)
-    folder = LocalFolder(opened.path, others)
-    if SUMS not in folder.names:
+    names = set(LocalFolder(folder, opened.files).names)
+    if SUMS not in names:
         return Checksums(files=_with_records(opened))
-    digests = _read(path)
+    digests = _read(os.path.join(folder, SUMS))
     own = {os.path.basename(file.path): file for file in opened.files.opened}
-    files = [own.get(name) or folder.open(name) for name in digests if name in folder.names]
+    there = [name for name in digests if name in names]
+    leading_out = {name: None for name in there if name not in own and _leads_out(folder, name)}
+    followed = [name for name in there if name not in leading_out]
+    files = [own.get(name) or _unopened(os.path.join(folder, name)) for name in followed]
     return Checksums(
-        path,
+        os.path.join(folder, SUMS),
         digests,
         tuple(files),
-        missing=tuple(name for name in digests if name not in folder.names),
+        missing=tuple(name for name in digests if name not in names),
+        leading_out=tuple(leading_out),
         unlisted=tuple(name for name in own if name not in digests),
-        others=tuple(sorted({*folder.names} - {*digests, *own, SUMS})),
+        others=tuple(sorted(names - {*digests, *own, SUMS})),
     )
+
+
+def _leads_out(folder: str, name: str) -> bool:
+    """Whether a name is a link out of its folder, other than to where the hub's cache keeps the file."""
+    home, real = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    cache, _, revision = home.rpartition("/snapshots/")
+    blobs = os.path.join(cache, "blobs") if revision else home
+    return os.path.commonpath([home, real]) != home and os.path.dirname(real) != blobs
+
+
+def _unopened(path: str) -> UnopenedFile:
+    """Look at a file that is read later; CheckpointError if it cannot be."""
+    with closing(LocalFile(path)) as file:
+        return UnopenedFile(path, file.size)
 
 
 def _beside(opened: Checkpoint) -> Checksums:
@@ -123,9 +139,14 @@ def check_files(
     checked = holds_zip_files(opened)
     hashed = hash_files([(file, checked) for file in checksums.files], threads, progress)
     for file in checksums.files:
-        file.check_unchanged()
+        if isinstance(file, LocalFile):
+            file.check_unchanged()
     where, expected = printable(checksums.path), checksums.digests
     failures = [f"{printable(name)}, which {where} lists, is not there" for name in checksums.missing]
+    failures += [
+        f"{printable(name)}, which {where} lists, is a link that leads out of the folder: it is not followed"
+        for name in checksums.leading_out
+    ]
     failures += [f"{printable(name)} is not listed in {where}" for name in checksums.unlisted]
     if expected is not None:
         failures += [

@@ -1,8 +1,11 @@
 """Outputs read again: damage of every kind is found, and what is sound passes."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -424,6 +427,80 @@ def test_the_checksums_of_a_folder(run):
     assert "'model-00002-of-00002.safetensors' is not listed in" in failures(out)
     (out / "SHA256SUMS").write_text(f"{'0' * 64}  ../ckpt-100.pt\n")
     assert "'../ckpt-100.pt', which" in failures(out)
+
+
+def listing(folder, *names):
+    """Write a model and SHA256SUMS of a folder's files, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({"w": torch.ones(3)}, folder / "model.safetensors")
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", *names)
+    }
+    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    return folder
+
+
+def test_listed_links_are_followed_within_the_folder_only(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "inside").write_text("y")
+    (folder / "link").symlink_to("inside")
+    assert failures(listing(folder, "inside", "link")) == ""
+    for target in ("../secret", tmp_path / "secret", "/dev/zero"):
+        (folder / "link").unlink()
+        (folder / "link").symlink_to(target)
+        found = failures(folder)
+        assert found == (
+            f"'link', which '{folder}/SHA256SUMS' lists, is a link that leads out of the folder: it is not "
+            "followed"
+        )
+
+
+def test_links_of_the_cache_of_the_hub_are_followed(tmp_path):
+    model = tmp_path / "models--a--b"
+    (model / "blobs").mkdir(parents=True)
+    (model / "blobs" / "0123").write_text("{}")
+    (model / "other").write_text("{}")
+    folder = model / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "config.json").symlink_to("../../blobs/0123")
+    assert failures(listing(folder, "config.json")) == ""
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("../../other")
+    assert "'config.json', which" in failures(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_a_listed_name_that_is_no_file_is_refused(tmp_path, make):
+    (tmp_path / "x").write_text("")
+    folder = listing(tmp_path, "x")
+    (tmp_path / "x").unlink()
+    make(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x': No such file|x' is not a regular file"):
+        verify(folder)
+
+
+def test_many_listed_files_are_not_open_at_once(tmp_path):
+    names = [f"{number}.json" for number in range(200)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    listing(tmp_path, *names)
+    code = (
+        "import resource, sys, swatool\nresource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "assert swatool.verify(sys.argv[1]).passed\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    flip(tmp_path / "150.json")
+    assert failures(tmp_path).startswith("'150.json' does not have the SHA-256")
+
+
+def test_a_listed_file_that_changes_meanwhile_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    folder = listing(tmp_path, "x.json")
+    with pytest.raises(CheckpointError, match=r"x\.json' changed before it was read"):
+        verify(folder, on_plan=lambda _: (tmp_path / "x.json").write_text("longer"))
 
 
 # --- recalibrated outputs
