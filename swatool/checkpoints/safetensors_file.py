@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
 from swatool.errors import CheckpointError, printable
@@ -19,9 +20,20 @@ __all__ = ["looks_like_safetensors", "read_safetensors"]
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 25_000_000  # what the Hugging Face hub accepts; parsing takes several times as much memory
+MAX_TENSORS = 200_000  # as many as a torch file may hold; each takes a kilobyte and more until all is done
 MAX_RANK = 64
 MAX_LENGTH = 2**63
 FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor, of any JSON type: as a dict, it would take three times the memory."""
+
+    dtype: object
+    shape: object
+    data_offsets: object
+
+
 DTYPE_OF_CODE: Mapping[str, DType] = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
@@ -49,7 +61,11 @@ def read_safetensors(source: Source) -> Contents:
     tensors: dict[str, StoredTensor] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     ranges: list[tuple[int, int, str]] = []
-    for name, entry in entries.items():
+    count = len(entries) - ("__metadata__" in entries)
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"{where} holds {count:,} tensors; at most {MAX_TENSORS:,} are read")
+    for name in list(entries):
+        entry = entries.pop(name)
         if name == "__metadata__":
             metadata = _metadata(entry, where)
         else:
@@ -69,24 +85,33 @@ def _parse_header(header: bytes, where: str) -> dict[str, object]:
     if header[:1] != b"{":
         raise CheckpointError(f"{where} has no safetensors header: it does not begin with '{{'")
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_entry_or_dict)
         if b"\\u" in header:  # an escape may be half a surrogate pair, which is no text and fails to encode
             json.dumps(entries, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} has a damaged safetensors header: {error}") from error
+    if isinstance(entries, Entry):  # of tensors that are called so
+        return entries._asdict()
     if not isinstance(entries, dict):
         raise CheckpointError(f"{where} has a damaged safetensors header: not an object")
     return entries
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _entry_or_dict(pairs: list[tuple[str, object]]) -> Entry | dict[str, object]:
+    """Return the object of these pairs, whose lists are tuples in what is said of a tensor."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    if found.keys() != FIELDS:
+        return found
+    return Entry(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    )
 
 
 def _metadata(entry: object, where: str) -> Mapping[str, str]:
+    if isinstance(entry, Entry):  # of keys that are called so
+        entry = entry._asdict()
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
         raise CheckpointError(f"{where} has safetensors metadata that are not strings")
     return entry
@@ -100,9 +125,9 @@ def _stored_tensor(
     shapes: dict[tuple[int, ...], tuple[int, ...]],
     ranges: list[tuple[int, int, str]],
 ) -> StoredTensor:
-    if type(entry) is not dict or entry.keys() != FIELDS or not name or "\0" in name:
+    if not isinstance(entry, Entry) or not name or "\0" in name:
         raise _bad_entry(source, name, "its fields must be dtype, shape and data_offsets")
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    code, shape, offsets = entry
     dtype = DTYPE_OF_CODE.get(code) if type(code) is str else None
     if dtype is None:
         shown = printable(code) if type(code) is str else f"of type {type(code).__name__}"
@@ -114,15 +139,14 @@ def _stored_tensor(
     begin, end = offsets
     nbytes = end - begin
     if math.prod(shape) * dtype.itemsize != nbytes:
-        raise _bad_entry(source, name, f"{dtype.name} {shape} does not fill its {nbytes} bytes")
+        raise _bad_entry(source, name, f"{dtype.name} {list(shape)} does not fill its {nbytes} bytes")
     ranges.append((data + begin, data + end, name))
-    lengths = tuple(shape)
     extents = (Extent(source, data + begin, nbytes),) if nbytes else ()
-    return StoredTensor(dtype, shapes.setdefault(lengths, lengths), extents)
+    return StoredTensor(dtype, shapes.setdefault(shape, shape), extents)
 
 
-def _are_lengths(value: object) -> bool:
-    if type(value) is not list:
+def _are_lengths(value: object) -> TypeGuard[tuple[int, ...]]:
+    if type(value) is not tuple:
         return False
     # By type, because JSON's true and false are ints to Python. A generator would take twice as long.
     for one in value:  # noqa: SIM110

@@ -1,7 +1,9 @@
 """Reading safetensors files: what the reference library reads, and no lie that it would refuse."""
 
+import gc
 import importlib.util
 import random
+import tracemalloc
 
 import pytest
 import safetensors
@@ -11,6 +13,7 @@ from hostile.safetensors_headers import BAD, HONEST, VALID, assembled, entry, on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swatool.checkpoints import safetensors_file
 from swatool.checkpoints.files import LocalFile
 from swatool.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
 from swatool.errors import CheckpointError
@@ -124,6 +127,41 @@ def test_equal_shapes_are_kept_once():
     shapes = [tensor.shape for tensor in read_safetensors(InMemory(VALID)).root.values()]
     assert shapes[0] == shapes[1]
     assert shapes[0] is shapes[1]
+
+
+def test_tensors_and_metadata_called_as_the_fields_of_an_entry_are_read():
+    fields = ("dtype", "shape", "data_offsets")
+    state = {name: entry(shape=[1], offsets=(4 * i, 4 * i + 4)) for i, name in enumerate(fields)}
+    assert set(described(read_safetensors(InMemory(assembled(state, bytes(range(12))))))) == set(fields)
+    said = dict.fromkeys(fields, "x")
+    contents = read_safetensors(InMemory(assembled({"__metadata__": said, **state}, bytes(12))))
+    assert contents.metadata == said
+    with pytest.raises(CheckpointError, match="metadata that are not strings"):
+        read_safetensors(InMemory(assembled({"__metadata__": entry()}, b"")))
+
+
+def test_a_header_takes_a_few_hundred_bytes_for_each_tensor():
+    count = 20_000
+    header = {f"t{number}": entry(shape=[1], offsets=(4 * number, 4 * number + 4)) for number in range(count)}
+    source = InMemory(assembled(header, bytes(4 * count)))
+    del header
+    gc.collect()
+    tracemalloc.start()
+    try:
+        contents = read_safetensors(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(contents.root) == count
+    assert peak / count < 800, peak / count
+
+
+def test_more_tensors_than_any_model_has_are_refused(monkeypatch):
+    monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 4)
+    assert len(read_safetensors(InMemory(VALID)).root) == 4
+    more = assembled({f"t{number}": entry(shape=[0], offsets=(0, 0)) for number in range(5)}, b"")
+    with pytest.raises(CheckpointError, match="holds 5 tensors; at most 4 are read"):
+        read_safetensors(InMemory(more))
 
 
 def test_locating_what_is_no_leaf_is_a_bug():
