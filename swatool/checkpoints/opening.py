@@ -65,6 +65,7 @@ class Checkpoint:
         metadata: strings that the format keeps beside the tensors.
         warnings: sentences for the user.
         prefix: what was taken off every name.
+        others: keys of other models that lie beside the state dict.
     """
 
     path: str
@@ -78,6 +79,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     prefix: str = ""
+    others: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Close the files."""
@@ -133,6 +135,7 @@ def choose_state_dict(contents: Contents, path: str, files: LocalFiles, reading:
         metadata=contents.metadata,
         warnings=contents.warnings,
         prefix=stored.removesuffix(short),
+        others=state_dict.others,
     )
 
 

@@ -51,6 +51,7 @@ class StateDict:
         fields: numbers that stand beside it and in it (step, epoch, metrics).
         scalars: tensors of no dimension that stand beside it, which may be such numbers, too.
         opaque: names of what stands beside it and is of an unknown class, such as NumPy's numbers.
+        others: keys of other models that lie beside it.
     """
 
     key: str
@@ -59,6 +60,7 @@ class StateDict:
     fields: Mapping[str, int | float]
     scalars: Mapping[str, Leaf]
     opaque: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,14 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
         scalars={name: value for name, value in beside if isinstance(value, Leaf) and not value.shape}
         | count,
         opaque=tuple(name for name, value in beside if isinstance(value, Opaque)),
+        others=tuple(one.key for one in candidates if _is_another_model(one, chosen)),
     )
+
+
+def _is_another_model(one: Candidate, chosen: Candidate) -> bool:
+    """Whether a dict of tensors is neither the chosen one, around it nor in it, nor told to be no model."""
+    apart = one.path[: len(chosen.path)] != chosen.path and chosen.path[: len(one.path)] != one.path
+    return apart and one.node is not chosen.node and one.averageable > 0 and not _lies_beside(one)
 
 
 def list_state_dicts(contents: Contents) -> tuple[tuple[Candidate, ...], tuple[Candidate, ...]]:
@@ -212,7 +221,13 @@ def _only_one(candidates: Sequence[Candidate], contents: Contents, path: str) ->
             f"{printable(path)} holds no state dict that is one by its name; choose one with --key: "
             f"{_listing(candidates)}"
         )
-    raise CheckpointError(f"{printable(path)} holds no state dict: no tensors were found by name in it")
+    objects = [
+        f"{printable(name)} is a pickled object of class {printable(value.name)}"
+        for name, value in (contents.root.items() if isinstance(contents.root, dict) else ())
+        if isinstance(value, Opaque)
+    ]
+    more = f", and {', '.join(objects[:5])}, which is not looked into" if objects else ""
+    raise CheckpointError(f"{printable(path)} holds no state dict: no tensors were found by name in it{more}")
 
 
 def _lies_beside(candidate: Candidate) -> bool:

@@ -205,7 +205,7 @@ def _carry_out(job: _Job, settings: VerifySettings, counter: _Counter, started: 
         seconds=time.perf_counter() - started,
         bytes_read=job.nbytes,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=(*job.output.warnings, *job.measuring.plan.warnings, *_unlisted(job)),
+        warnings=(*job.output.warnings, *job.measuring.plan.warnings, *_unlisted(job), *_other_models(job)),
     )
 
 
@@ -215,6 +215,14 @@ def _unlisted(job: _Job) -> Iterator[str]:
         names = ", ".join(map(printable, job.checksums.others[:SHOWN]))
         more = ", ..." if len(job.checksums.others) > SHOWN else ""
         yield f"{printable(job.checksums.path)} does not list {names}{more}"
+
+
+def _other_models(job: _Job) -> Iterator[str]:
+    """Warn of models beside the one that was looked at."""
+    if job.output.others:
+        names = ", ".join(map(printable, job.output.others[:SHOWN]))
+        more = ", ..." if len(job.output.others) > SHOWN else ""
+        yield f"values under {names}{more} are not looked at: name such a model with --key"
 
 
 def _nonfinite(measuring: Measuring, threads: int, progress: Progress) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Opening a checkpoint by its bytes: what it is read as, what is said of anything else, nothing left open."""
 
 import collections
+import contextlib
 import gzip
 import io
 import json
@@ -305,3 +306,22 @@ def test_torchscript_whose_code_is_compressed_is_called_torchscript(tmp_path):
         archive.writestr("model/data.pkl", b"\x80\x02N.")
     with pytest.raises(CheckpointError, match="TorchScript"):
         open_checkpoint(path)
+
+
+def test_a_dict_of_a_class_of_its_own_is_told_and_not_looked_into(tmp_path):
+    """What torch.load makes of a Counter looks like a dict, but only its class knows what is in it."""
+    state = {"w": torch.ones(3)}
+    path = tmp_path / "x.pt"
+    torch.save(collections.Counter(state), path)
+    with pytest.raises(
+        CheckpointError, match=r"a pickled object of class 'collections.Counter', not a state"
+    ):
+        open_checkpoint(path)
+    torch.save({"model": collections.Counter(state), "step": 3}, path)
+    with pytest.raises(CheckpointError, match=r"'model' is a pickled object of class 'collections.Counter'"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match="no state dict under the key 'model'"):
+        open_checkpoint(path, Reading(key="model"))
+    torch.save({"model": state, "ema": collections.Counter(state)}, path)
+    with contextlib.closing(open_checkpoint(path)) as opened:
+        assert (opened.key, opened.opaque) == ("model", ("ema",))

@@ -259,6 +259,27 @@ def test_nan_and_inf(tmp_path):
     assert failures(tmp_path / "out.pt", tmp_path / "?.pt", allow_nonfinite=True) == ""
 
 
+def test_a_model_beside_the_chosen_one_is_told(tmp_path):
+    good, bad = {"w": torch.ones(3)}, {"w": torch.full((3,), float("nan"))}
+    beside = {"optimizer": {"state": {"w": torch.ones(3)}}, "rng": torch.zeros(5).byte(), "same": good}
+    torch.save({"model": good, "model_ema": bad, "step": 1, **beside}, tmp_path / "x.pt")
+    told = ("values under 'model_ema' are not looked at: name such a model with --key",)
+    found = verify(tmp_path / "x.pt")
+    assert (found.key, found.failures, found.warnings) == ("model", (), told)
+    found = verify(tmp_path / "x.pt", key="model_ema")
+    assert found.failures == ("there is NaN or Inf in 1 tensors, 'w'",)
+    assert "values under 'model', 'same' are not looked at" in found.warnings[0]
+    torch.save({"w": torch.ones(3), "extra": {"x": torch.ones(2)}}, tmp_path / "y.pt")
+    assert verify(tmp_path / "y.pt").warnings == ()
+    torch.save({"state": {"a": good, "step": 3}, **{f"ema{i}": bad for i in range(9)}}, tmp_path / "z.pt")
+    assert verify(tmp_path / "z.pt").warnings[0].startswith("values under 'ema0', 'ema1', 'ema2', ")
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "x.pt"), "-q"]).stderr == ""
+    assert (
+        "warning: values under 'model_ema'"
+        in CliRunner().invoke(app, ["verify", str(tmp_path / "x.pt")]).stderr
+    )
+
+
 def test_a_record_that_does_not_match_its_crc(run):
     source = run / "ckpt-300.pt"
     assert verify(source).records > 6
