@@ -7,7 +7,7 @@ whose fields are checked before they are used.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -126,7 +126,7 @@ def read_metadata(source: Source) -> Metadata:
     # Each part has an item of its own; a list of parts that many tensors share would be long to check.
     if sum(len(entry.chunks) for entry in tensors.values()) > len(found):
         raise CheckpointError(f"{where} is damaged: it describes more parts of tensors than it places")
-    return Metadata(where, tensors, others, found, _paths(fields, where), _notes(fields))
+    return Metadata(where, tensors, others, found, _paths(fields, {*tensors, *others}, where), _notes(fields))
 
 
 def _fields(value: object, kind: str, where: str) -> dict[str, object]:
@@ -204,17 +204,23 @@ def _item(name: str, value: object, where: str) -> Item:
     return Item(sys.intern(file), *span)
 
 
-def _paths(fields: Mapping[str, object], where: str) -> Mapping[str, tuple[str | int, ...]]:
-    """Return what the planner noted of the nested state dict; other planners may note something else."""
+def _paths(fields: Mapping[str, object], names: Set[str], where: str) -> Mapping[str, tuple[str | int, ...]]:
+    """Return what the planner noted of the nested state dict; other planners may note something else.
+
+    Each name consists of the keys that lead to it, so that torch finds a tensor by either; one that is found
+    by its keys alone would be another one to torch.
+    """
     found = fields.get("planner_data")
     paths: dict[str, tuple[str | int, ...]] = {}
     for name, path in found.items() if type(found) is dict else ():
-        if type(name) is not str or type(path) is not tuple or not path:
+        if name not in names or not isinstance(name, str) or not isinstance(path, tuple | list):
             continue
         if len(path) > MAX_DEPTH:
             raise _damaged(name, where, f"lies more than {MAX_DEPTH} dicts deep")
         if all(type(key) is str or type(key) is int for key in path):
-            paths[name] = path
+            if ".".join(map(str, path)) != name:
+                raise _damaged(name, where, "has the place of something else in the state dict")
+            paths[name] = tuple(path)
     return paths
 
 

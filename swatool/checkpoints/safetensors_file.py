@@ -85,7 +85,9 @@ def _parse_header(header: bytes, where: str) -> dict[str, object]:
     if header[:1] != b"{":
         raise CheckpointError(f"{where} has no safetensors header: it does not begin with '{{'")
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_entry_or_dict)
+        # A function for each number takes long, and names may hold a minus, too.
+        parse_int = _no_negative_zero if b"-0" in header else None
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_entry_or_dict, parse_int=parse_int)
         if b"\\u" in header:  # an escape may be half a surrogate pair, which is no text and fails to encode
             json.dumps(entries, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -95,6 +97,13 @@ def _parse_header(header: bytes, where: str) -> dict[str, object]:
     if not isinstance(entries, dict):
         raise CheckpointError(f"{where} has a damaged safetensors header: not an object")
     return entries
+
+
+def _no_negative_zero(text: str) -> int:
+    """Return a number as JSON has it; ValueError for -0, which is no integer to the reference reader."""
+    if text == "-0":
+        raise ValueError("-0 is no length")
+    return int(text)
 
 
 def _entry_or_dict(pairs: list[tuple[str, object]]) -> Entry | dict[str, object]:

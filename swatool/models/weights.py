@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from swatool.checkpoints.opening import Checkpoint
-from swatool.errors import MismatchError, printable
+from swatool.errors import CheckpointError, MismatchError, printable
 from swatool.tensors import Extent, StoredTensor
 
 __all__ = ["differing_names", "load_weights", "read_tensor"]
@@ -20,10 +20,19 @@ OPTIONAL = "num_batches_tracked"
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
-    """Read a tensor from its checkpoint, in its own type and shape, C-ordered or as it is stored."""
+    """Read a tensor from its checkpoint, in its own type and shape, C-ordered or as it is stored.
+
+    Raises:
+        CheckpointError: it cannot be read, or has no elements and lengths that torch cannot multiply.
+    """
     dtype = getattr(torch, stored.dtype.name)
     if not stored.numel:
-        return torch.empty(stored.shape, dtype=dtype)
+        try:
+            return torch.empty(stored.shape, dtype=dtype)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"an empty tensor of shape {list(stored.shape)} is no tensor to torch"
+            ) from error
     if stored.boxes is None:
         return _as_stored(stored.extents, dtype, stored.shape, stored.strides)
     whole = torch.empty(stored.shape, dtype=dtype)

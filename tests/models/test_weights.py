@@ -6,8 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from swatool.checkpoints.opening import Reading, open_checkpoint
-from swatool.errors import MismatchError
+from swatool.errors import CheckpointError, MismatchError
 from swatool.models.weights import load_weights, read_tensor
+from swatool.tensors import DTYPES as DTYPES_BY_NAME
+from swatool.tensors import StoredTensor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 
@@ -126,3 +128,9 @@ def test_prefixes_are_off_the_names(tmp_path):
     assert torch.equal(model[4].weight, state["module.4.weight"])
     with pytest.raises(MismatchError):
         load_weights(model, open_checkpoint(tmp_path / "ckpt.pt", Reading(keep_prefix=True)))
+
+
+def test_an_empty_tensor_that_torch_cannot_have_is_refused():
+    stored = StoredTensor(DTYPES_BY_NAME["float32"], (0, 2**32, 2**32), ())
+    with pytest.raises(CheckpointError, match="is no tensor to torch"):
+        read_tensor(stored)
