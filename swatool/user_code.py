@@ -10,17 +10,19 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from types import ModuleType
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["describe_failure", "find_module", "load_attribute", "names_code"]
+__all__ = ["describe_failure", "find_module", "load_attribute", "names_code", "speaking_on_stderr"]
 
 FORMS = "give package.module:name or path/file.py:name"
 SHOWN_LINE = 300
+STDOUT, STDERR = 1, 2
 
 
 def names_code(spec: str) -> bool:
@@ -97,6 +99,25 @@ def describe_failure(error: BaseException) -> str:
     if "in DataLoader worker process" in lines[0]:
         return _shown(lines[-1])  # a worker hands on a whole traceback, which ends with what was raised
     return f"{type(error).__name__}: {_shown(lines[0])}" if lines[0] else type(error).__name__
+
+
+@contextmanager
+def speaking_on_stderr() -> Iterator[None]:
+    """Send what user code prints, and the processes that it starts, to stderr: stdout is for the report."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # it is closed
+        kept = -1
+    try:
+        if kept >= 0:
+            os.dup2(STDERR, STDOUT)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, STDOUT)
+            os.close(kept)
 
 
 def _shown(line: str) -> str:

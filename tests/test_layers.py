@@ -36,7 +36,17 @@ KNOWS = {
         *("user_code", "batchnorm", "models", "data", "recipe"),
     },
     "recipe": {"errors", "choices"},
-    "cli": {"version", "errors", "tensors", "report", "averaging", "output", "batchnorm", "jobs"},
+    "cli": {
+        "version",
+        "errors",
+        "tensors",
+        "report",
+        "averaging",
+        "output",
+        "batchnorm",
+        "jobs",
+        "user_code",
+    },
     "__main__": {"cli"},
     # The package itself: what is imported from it directly are its public names.
     "swatool": {"version", "errors", "report", "batchnorm", "jobs"},

@@ -41,9 +41,17 @@ class Target(NamedTuple):
 
 SIGNAL_SAMPLES = 32  # blocks on which the merge signal is measured
 MOST_REDUCERS = 64  # that a worker keeps
-# By the end of a tensor's name: of BatchNorm, of Adam and Adafactor, and of RMSprop and Adadelta.
+# By the end of a tensor's name: of BatchNorm, as Keras names it too, of Adam and Adafactor, and of RMSprop.
 NEVER_NEGATIVE = (
-    *("running_var", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
+    *(
+        "running_var",
+        "moving_var",
+        "moving_variance",
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "exp_avg_sq_row",
+        "exp_avg_sq_col",
+    ),
     *("square_avg", "acc_delta"),
 )
 

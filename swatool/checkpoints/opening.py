@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from swatool.tensors import StoredTensor
 __all__ = ["Checkpoint", "Reading", "choose_state_dict", "open_checkpoint", "read_contents"]
 
 MAX_SCALARS = 100
+FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+MOST_DIGITS = 40
 NUMBERS = {"int64": "<q", "int32": "<i", "float64": "<d", "float32": "<f"}
 
 
@@ -169,8 +172,10 @@ def _scalars(contents: Contents, state_dict: StateDict) -> dict[str, int | float
 
 def _metadata_numbers(metadata: Mapping[str, str]) -> dict[str, int | float]:
     """Read the numbers among a safetensors file's metadata, such as a step."""
-    return {
-        name: int(value)
-        for name, value in metadata.items()
-        if value.isascii() and value.isdigit() and len(value) < 19
-    }
+    numbers: dict[str, int | float] = {}
+    for name, value in metadata.items():
+        if value.isascii() and value.isdigit() and len(value) < 19:
+            numbers[name] = int(value)
+        elif len(value) <= MOST_DIGITS and not value.isdigit() and FLOAT.fullmatch(value):
+            numbers[name] = float(value)
+    return numbers

@@ -15,7 +15,16 @@ from swatool.checkpoints.opening import Checkpoint
 from swatool.choices import check_choices, choice
 from swatool.errors import CheckpointError, SettingError, UsageError, printable
 
-__all__ = ["SORTS", "DatedCheckpoint", "Selection", "expand", "passed_over", "select", "step_in_name"]
+__all__ = [
+    "SORTS",
+    "DatedCheckpoint",
+    "Selection",
+    "expand",
+    "is_pattern",
+    "passed_over",
+    "select",
+    "step_in_name",
+]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 STEP_FIELDS = ("step", "global_step", "global_steps", "iteration", "iter", "num_updates", "n_iter", "epoch")
@@ -118,7 +127,7 @@ def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
         path = os.fspath(given)
         if os.path.isdir(path):
             yield _found_in(path)
-        elif os.path.lexists(path) or not glob.has_magic(path):
+        elif not is_pattern(path):
             yield Found([path])
         else:
             matches = sorted(glob.glob(path, recursive=True))
@@ -126,6 +135,11 @@ def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
             if not matches:
                 raise CheckpointError(f"no file matches {printable(path)}")
             yield from (_found_in(match) if os.path.isdir(match) else Found([match]) for match in matches)
+
+
+def is_pattern(path: str) -> bool:
+    """Tell whether an input is a glob pattern, and not the name of something that is there."""
+    return glob.has_magic(path) and not os.path.lexists(path)
 
 
 class Listing(NamedTuple):

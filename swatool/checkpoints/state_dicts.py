@@ -273,6 +273,14 @@ def _listing(candidates: Sequence[Candidate]) -> str:
 
 
 def _fields(nodes: Sequence[Mapping[object, object]]) -> dict[str, int | float]:
+    """Return the numbers in some dicts, and those in their `metrics` as `metrics.name`."""
+    inner = [found for node in nodes if isinstance(found := node.get("metrics"), Mapping)]
+    return {
+        f"metrics.{name}": value for node in inner for name, value in _numbers([node]).items()
+    } | _numbers(nodes)
+
+
+def _numbers(nodes: Sequence[Mapping[object, object]]) -> dict[str, int | float]:
     return {
         name: value
         for node in nodes

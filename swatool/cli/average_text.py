@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swatool.averaging.coefficients import LARGE_L1
+from swatool.averaging.schemes import SCHEMES
 from swatool.cli.render import Telling, size
 from swatool.errors import printable
 
@@ -23,6 +24,10 @@ def tell_plan(telling: Telling, sweep: SweepReport) -> None:
         _tell_checkpoints(telling, reports[0])
     else:
         _tell_outputs(telling, sweep)
+        if telling.verbose:
+            for report in reports:
+                telling.lines([f"coefficients of {printable(report.output.path)}:"])
+                _tell_checkpoints(telling, report)
     for report in reports:
         telling.lines(_plan_lines(report, telling.verbose))
     reading = {(report.bytes_read, _is_wide(report)) for report in reports}
@@ -107,6 +112,10 @@ def _plan_lines(report: Report, verbose: bool) -> list[str]:
         seconds, memory = report.estimate.seconds, report.estimate.memory_bytes
         lines.append(f"estimate: {_duration(seconds)}, {size(memory)} of memory")
     if verbose:
+        lines[1:1] = [
+            f"formula: {SCHEMES[report.method].formula}",
+            f"source: {SCHEMES[report.method].source}",
+        ]
         lines += [f"{kind}: {printable(name)}" for kind in KINDS for name in getattr(report.tensors, kind)]
     return lines
 

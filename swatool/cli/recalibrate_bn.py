@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
@@ -31,6 +30,7 @@ from swatool.cli.outcome import (
 from swatool.errors import UsageError, printable
 from swatool.jobs.recalibrate import recalibrate_checkpoint
 from swatool.jobs.recalibrate_settings import RecalibrateSettings, default_output
+from swatool.user_code import speaking_on_stderr
 
 __all__ = ["recalibrate_bn"]
 
@@ -177,7 +177,7 @@ def recalibrate_bn(
         Telling(quiet=quiet or as_json or not _is_first(), verbose=verbose) as telling,
         telling_of(target),
         showing_causes(verbose),
-        redirect_stdout(sys.stderr if as_json else sys.stdout),  # the user's code may print
+        speaking_on_stderr() if as_json else nullcontext(),  # the user's code may print
     ):
         told = RecalibrationTelling(telling)
         report = recalibrate_checkpoint(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from swatool.cli.outcome import ending_in_an_exit_code, printing_the_report, sho
 from swatool.errors import CheckFailedError, UsageError
 from swatool.jobs.recipe_model import recipe_schema
 from swatool.jobs.recipes import run_recipe
+from swatool.user_code import speaking_on_stderr
 
 __all__ = ["run"]
 
@@ -57,7 +57,7 @@ def run(
     with (
         Telling(quiet=quiet or as_json, verbose=verbose) as telling,
         showing_causes(verbose),
-        redirect_stdout(sys.stderr if as_json else sys.stdout),  # the user's code may print
+        speaking_on_stderr() if as_json else nullcontext(),  # the user's code may print
     ):
         told = RecipeTelling(telling)
         report = run_recipe(

@@ -86,8 +86,21 @@ def plan_averages(
     # What needs wider sums is computed apart, so that it changes nothing of the others.
     groups = [[one for one in chosen if one.wide is wide] for wide in (False, True)]
     found = [_plan_group(opened, group, inputs, warnings, digests) for group in groups if group]
-    if len(requests) > 1 and not requests[0].settings.dry_run:
-        check_room_for_all({job.output: job.layout for jobs in found for job in jobs})
+    if len(requests) > 1:
+        found = _with_room(found, dry_run=requests[0].settings.dry_run)
+    return found
+
+
+def _with_room(found: list[list[AverageJob]], *, dry_run: bool) -> list[list[AverageJob]]:
+    """Refuse averages that do not fit on their disks together; what a dry run would lack is a warning."""
+    try:
+        check_room_for_all({job.output: job.layout.size for jobs in found for job in jobs})
+    except OutputError as error:
+        if not dry_run:
+            raise
+        first, *rest = found[0]
+        told = dataclasses.replace(first, warnings=(*first.warnings, f"all together: {error}"))
+        return [[told, *rest], *found[1:]]
     return found
 
 
@@ -145,7 +158,7 @@ def _checked(job: AverageJob, settings: AverageSettings, inputs: set[tuple[int, 
     if not settings.dry_run:
         return job
     try:
-        check_room_for_all({job.output: job.layout})
+        check_room_for_all({job.output: job.layout.size})
     except OutputError as error:
         return dataclasses.replace(job, warnings=(*job.warnings, str(error)))
     return job

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from swatool.averaging.coefficients import figures
 from swatool.averaging.plan import Plan
 from swatool.averaging.schemes import Scheme
+from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint, Selection
 from swatool.errors import printable
 from swatool.output.layout import Layout
@@ -174,6 +175,9 @@ def selection_warnings(dated: Sequence[DatedCheckpoint], selection: Selection, g
             f"{printable(opaque[0].path)} has a step that is no plain number (NumPy's? or pickled, as in a "
             "distributed checkpoint?) and is not read; the numbers in the files' names are used"
         )
+    equal = _repeated_step([one.checkpoint for one in dated])
+    if equal and len(dated) > 1 and any(one.step is not None for one in dated):
+        yield f"{equal} is stored in all checkpoints alike, so the numbers in their names are their steps"
     if selection.sort != "step":
         return
     if any(one.step is None for one in dated):
@@ -182,6 +186,18 @@ def selection_warnings(dated: Sequence[DatedCheckpoint], selection: Selection, g
     repeated = [step for step, count in Counter(one.step for one in dated).items() if count > 1]
     if repeated:
         yield f"several checkpoints have the same step ({repeated[0]}); those are ordered by name"
+
+
+def _repeated_step(checkpoints: Sequence[Checkpoint]) -> str:
+    """Return the stored step that all checkpoints have alike, while none tells them apart; empty if none."""
+    alike = ""
+    for field in STEP_FIELDS:
+        stored = [one.fields.get(field) for one in checkpoints]
+        if None not in stored and len(set(stored)) > 1:
+            return ""
+        if None not in stored and not alike:
+            alike = f"{field} {stored[0]:g}"
+    return alike
 
 
 def scheme_parameters(scheme: Scheme) -> dict[str, object]:

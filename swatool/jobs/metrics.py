@@ -16,6 +16,7 @@ __all__ = ["MODES", "best", "metric_values"]
 MODES = ("max", "min")
 # The columns by which a row of a table says whose it is.
 NAME_COLUMNS = (NAME, "path", "file", "filename", "name", "ckpt")
+FILE, PATH = "", "/"  # in place of a column: a row's checkpoint by its name, and with its folder
 NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -25,13 +26,17 @@ def best(
     """Return the best of the checkpoints, still in their order; of equal ones the later.
 
     Raises:
-        UsageError: the mode is none, or there are not so many checkpoints.
+        UsageError: the mode is none, there are not so many checkpoints, or the best is infinite.
     """
     if mode not in MODES:
         raise UsageError(f"--mode must be one of {', '.join(MODES)}, not {printable(mode)}")
     if count > len(dated):
         raise UsageError(f"--best {count} is more than the {len(dated)} checkpoints that there are")
     sign = 1 if mode == "max" else -1
+    if sign * max(sign * value for value in values) == sign * math.inf:
+        raise UsageError(
+            f"the best value would be {sign * math.inf}, which is none: leave that checkpoint out"
+        )
     ranked = sorted(range(len(dated)), key=lambda index: (sign * values[index], index), reverse=True)
     return tuple(dated[index] for index in sorted(ranked[:count]))
 
@@ -110,12 +115,13 @@ class _Table:
         number = self._number(value)
         keys: list[Key] = [(name, self._number(row[name])) for name in self._steps if name in row]
         if self._names is not None and self._names in row:
-            keys = [("", os.path.basename(os.path.normpath(str(row[self._names]))))]
+            path = os.path.normpath(str(row[self._names]))
+            keys = [(PATH, path), (FILE, os.path.basename(path))]
         if not keys:
             raise UsageError(f"the table {self._where} has a row that says of no checkpoint whose it is")
         for key in keys:
             before = self._found.setdefault(key, number)
-            if isinstance(before, float) and before != number and not math.isnan(number):
+            if not (before == number or (math.isnan(number) and _is_nan(before))):
                 self._found[key] = _Several()
 
     def _number(self, value: object) -> float:
@@ -147,15 +153,21 @@ class _Table:
 
     def _keys(self, one: DatedCheckpoint) -> Iterator[Key]:
         """Yield what a row about this checkpoint may say of itself, the surest first."""
-        name = os.path.basename(os.path.normpath(one.checkpoint.path))
-        yield "", name
-        yield "", os.path.splitext(name)[0]
+        path = os.path.normpath(one.checkpoint.path)
+        name = os.path.basename(path)
+        yield PATH, path
+        yield FILE, name
+        yield FILE, os.path.splitext(name)[0]
         # Loggers count steps otherwise than checkpoints do, so what bears the same name comes first.
         for field in self._steps:
             if field in one.checkpoint.fields:
                 yield field, one.checkpoint.fields[field]  # 3 and 3.0 are one key
         for field in self._steps:
             yield field, one.step
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _shown(key: object) -> str:

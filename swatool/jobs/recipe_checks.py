@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swatool.checkpoints.selection import expand
-from swatool.errors import CheckpointError, MismatchError, SwatoolError, UsageError, printable
+from swatool.errors import (
+    CheckpointError,
+    MismatchError,
+    OutputError,
+    SwatoolError,
+    UsageError,
+    printable,
+)
+from swatool.jobs.average import Request, average_all
 from swatool.jobs.recalibrate import check_recalibration, files_named_in
 from swatool.jobs.recipe_evaluation import find_evaluations
 from swatool.jobs.recipe_model import Recipe
@@ -15,10 +24,11 @@ from swatool.jobs.recipe_reading import Mistakes
 from swatool.jobs.recipe_report import RecipeReport
 from swatool.output.checksummed import check_checksum_target
 from swatool.output.publish import check_target
+from swatool.output.writing import check_room_for_all
 from swatool.recipe.building import Place
 from swatool.user_code import find_module, names_code
 
-__all__ = ["check_recipe", "refuse_misfits"]
+__all__ = ["check_recipe", "dry", "refuse_misfits", "refuse_outputs", "with_room"]
 
 
 def check_recipe(
@@ -84,6 +94,9 @@ def _check_targets(recipe: Recipe, own: str, mistakes: Mistakes) -> None:
                     f"{printable(path)} exists: set run.overwrite to true to replace what is there, or "
                     "choose another path"
                 )
+            folder = os.path.dirname(path.rstrip("/"))
+            if folder and not os.path.isdir(folder):
+                raise OutputError(f"cannot write {printable(path)}: there is no folder {printable(folder)}")
             # Averages are checked when they are planned, and their sizes are known.
             overwrite, checksum = recipe.run.overwrite, recipe.run.checksum
             if path == recipe.report or path in recalibrated:
@@ -164,3 +177,36 @@ def _files_of(checkpoints: Iterable[str]) -> Iterator[tuple[int, int]]:
             if os.path.exists(one):
                 status = os.stat(one)
                 yield status.st_dev, status.st_ino
+
+
+def refuse_outputs(recipe: Recipe, mistakes: Mistakes, stopped: SwatoolError) -> None:
+    """Refuse the outputs that cannot be planned, all at once, if that is what has stopped the planning."""
+    if isinstance(stopped, CheckpointError):
+        return  # of an input
+    for index in range(len(recipe.wanted)):
+        with mistakes.at("outputs", index):
+            for one in recipe.products:
+                if one.index == index:
+                    average_all(recipe.inputs, [dry(one.request)])
+    mistakes.refuse()
+
+
+def dry(request: Request) -> Request:
+    """Return a request for the plan alone."""
+    return dataclasses.replace(request, settings=dataclasses.replace(request.settings, dry_run=True))
+
+
+def with_room(planned: RecipeReport, *, dry_run: bool) -> RecipeReport:
+    """Refuse outputs that do not fit on their disks together; what a dry run would lack is a warning."""
+    sizes = {one.average.output.path: one.average.output.bytes for one in planned.outputs}
+    sizes |= {one.recalibrated: one.average.output.bytes for one in planned.outputs if one.recalibrated}
+    try:
+        check_room_for_all(sizes)
+    except OutputError as error:
+        if not dry_run:
+            raise
+        first, *rest = planned.outputs
+        warnings = (*first.average.warnings, f"all together: {error}")
+        told = dataclasses.replace(first, average=dataclasses.replace(first.average, warnings=warnings))
+        return dataclasses.replace(planned, outputs=(told, *rest))
+    return planned

@@ -134,7 +134,8 @@ class _Run:
         return self.references[last]
 
     def _score(self, path: str, evaluation: Evaluation) -> EvaluationReport:
-        value, metrics = score(path, evaluation.scoring())
+        written = [one.recalibrated or one.average.output.path for one in self.outputs]
+        value, metrics = score(path, evaluation.scoring(), written)
         found = EvaluationReport(path, value, metrics)
         self.told(found)
         return found

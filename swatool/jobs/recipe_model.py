@@ -98,8 +98,7 @@ class Recipe:
                 for index, name in enumerate(self.environment)
                 if name is not WRONG and not NAME.fullmatch(name)
             ]
-        shared = (self.read, self.select, self.policies, self.run, self.evaluate)
-        if self.outputs is not WRONG and WRONG not in shared:
+        if self.outputs is not WRONG:
             sound = []
             for index, wanted in enumerate(self.wanted):
                 refused = [] if wanted is WRONG else list(self._refused(wanted))
@@ -124,6 +123,11 @@ class Recipe:
         """Return how an output is evaluated."""
         return wanted.evaluate or self.evaluate
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether what it says of all outputs could be made."""
+        return WRONG not in (self.read, self.select, self.policies, self.run, self.evaluate)
+
     def settings(self, wanted: Output) -> AverageSettings:
         """Return all that is chosen about the average of an output, what a sweep changes aside."""
         given: dict[str, object] = {"method": wanted.method}
@@ -135,6 +139,8 @@ class Recipe:
             (OutputOptions, wanted),
         )
         for cls, part in parts:
+            if part is WRONG:
+                continue  # as it is by default, to tell what else is wrong
             given |= {one.name: getattr(part, one.name) for one in fields(cls)}
         given |= {name: getattr(wanted.parameters, name) for name in scheme_options()}
         return AverageSettings(**{**given, **wanted.chosen()})  # type: ignore[arg-type]
@@ -170,6 +176,11 @@ class Recipe:
 
     def _refused_averages(self, wanted: Output) -> Iterator[tuple[Place, str]]:
         """Yield what is wrong about the averages of an output, of each by itself."""
+        try:
+            self.settings(wanted)
+        except UsageError:
+            if not self._is_whole:
+                return  # that may come of what else is wrong
         try:
             for product in self._made(0, wanted):
                 choose_format(product.request.output, product.request.settings)

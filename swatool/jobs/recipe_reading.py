@@ -41,12 +41,16 @@ def read_written_recipe(
     """
     path = os.fspath(path)
     where = printable(path)
-    document = _spelled_out(read_yaml(_bytes_of(path, where), where))
+    mistakes: list[tuple[int, str]] = []
+    document = _spelled_out(read_yaml(_bytes_of(path, where), where, mistakes))
     for override in overrides:
-        document = overridden(Recipe, document, override, "--set")
-    document, mistakes = filled(document, _declared(document), os.environ)
+        try:
+            document = overridden(Recipe, document, override, "--set")
+        except UsageError as error:
+            mistakes.append((0, str(error)))
+    document, unfilled = filled(document, _declared(document), os.environ)
     with in_folder_of(path):  # the recipe looks whether its files are there
-        return build(Recipe, document, where, mistakes), Mistakes(document, where)
+        return build(Recipe, document, where, [*mistakes, *unfilled]), Mistakes(document, where)
 
 
 class Mistakes:

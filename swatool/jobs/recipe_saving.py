@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from swatool.averaging.policies import Policies
@@ -16,6 +17,8 @@ from swatool.jobs.average_settings import AverageSettings, Choosing
 from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import Evaluation, Machine, Output, Parameters
 from swatool.jobs.scoring import Scoring
+from swatool.jobs.sweep_average import SWEPT
+from swatool.jobs.sweeps import fill, sweep
 from swatool.output.publish import PendingFile, check_target
 from swatool.recipe.building import dump
 from swatool.recipe.yaml_writing import write_yaml
@@ -54,20 +57,36 @@ def check_recipe_target(path: str, asked: AskedFor) -> None:
             what it needs.
         OutputError: it cannot be written.
     """
-    if os.path.normpath(path) == os.path.normpath(asked.output):
+    outputs = [asked.output]
+    if asked.axes:
+        outputs = fill(asked.output, [values for values, _ in sweep(asked.settings, asked.axes, SWEPT)])
+    if os.path.normpath(path) in map(os.path.normpath, outputs):
         raise UsageError(f"--save-recipe {printable(path)} is the output, too: give it a name of its own")
     inputs = [os.stat(one) for one in expand(asked.checkpoints) if os.path.exists(one)]
     identities = {(status.st_dev, status.st_ino) for status in inputs}
     check_target(path, overwrite=asked.settings.overwrite, inputs=identities, nbytes=0)
     _recipe(path, asked)
+    try:
+        _text(path, asked)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--save-recipe {printable(path)}: a path that is not UTF-8 has no place in it"
+        ) from error
 
 
 def save_recipe(path: str, asked: AskedFor) -> None:
     """Write the recipe of a command line: what is not as it is by default, paths relative to its folder."""
-    data = f"{HEADER}{write_yaml(_escaped(dump(_recipe(path, asked))))}".encode()
+    data = _text(path, asked)
     with PendingFile(path, len(data), overwrite=asked.settings.overwrite) as pending:
         pending.write(0, data)
         pending.publish()
+
+
+def _text(path: str, asked: AskedFor) -> bytes:
+    recipe = _recipe(path, asked)
+    for one in (*recipe.inputs, *(output.path for output in recipe.wanted)):
+        one.encode()  # YAML would write half a character as a name that nobody can read
+    return f"{HEADER}{write_yaml(_escaped(dump(recipe)))}".encode()
 
 
 def _recipe(path: str, asked: AskedFor) -> Recipe:
@@ -79,31 +98,34 @@ def _recipe(path: str, asked: AskedFor) -> Recipe:
             "what it needs: save the recipe in the current folder"
         )
 
-    def moved(place: str) -> str:
+    def moved(place: str, escaped: Callable[[str], str] = str) -> str:
         if not elsewhere or os.path.isabs(place):
             return place
-        found = os.path.relpath(os.path.join(os.path.realpath(os.curdir), place), os.path.realpath(folder))
-        return f"{found}/" if place.endswith("/") else found
+        way = os.path.relpath(os.path.realpath(os.curdir), os.path.realpath(folder))
+        return os.path.join(escaped(way), place)
+
+    def braced(way: str) -> str:
+        return way.replace("{", "{{").replace("}", "}}") if asked.axes else way
 
     settings = asked.settings
     parts = {cls: _part(cls, settings) for cls in (Reading, Choosing, Policies, OutputOptions)}
     for cls, name in ((Choosing, "metrics"), (OutputOptions, "like")):
         if parts[cls][name] is not None:
             parts[cls][name] = moved(str(parts[cls][name]))
-    sweep = dict(map(_axis, asked.axes))
-    if settings.best is None and "best" not in sweep:
+    swept = dict(map(_axis, asked.axes))
+    if settings.best is None and "best" not in swept:
         parts[Choosing] |= {"metric": None, "mode": None}  # those of the evaluation
     parameters = {name: getattr(settings, name) for name in scheme_options()}
     output = Output(
-        path=moved(asked.output),
+        path=moved(asked.output, braced),
         method=settings.method,
         parameters=Parameters(**parameters),
-        sweep=sweep,
-        keep="all" if asked.keep == "all" and sweep and asked.scoring else None,
+        sweep=swept,
+        keep="all" if asked.keep == "all" and swept and asked.scoring else None,
         **parts[OutputOptions],  # type: ignore[arg-type]
     )
     return Recipe(
-        inputs=tuple(map(moved, asked.checkpoints)),
+        inputs=tuple(moved(one, glob.escape if glob.has_magic(one) else str) for one in asked.checkpoints),
         read=Reading(**parts[Reading]),  # type: ignore[arg-type]
         select=Choosing(**parts[Choosing]),  # type: ignore[arg-type]
         policies=Policies(**parts[Policies]),  # type: ignore[arg-type]

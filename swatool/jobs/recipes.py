@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from swatool.errors import SwatoolError, printable
-from swatool.jobs.average import Request, average_all
+from swatool.jobs.average import average_all
 from swatool.jobs.recalibrate import recalibrate_checkpoint
-from swatool.jobs.recipe_checks import check_recipe, refuse_misfits
+from swatool.jobs.recipe_checks import check_recipe, dry, refuse_misfits, refuse_outputs, with_room
 from swatool.jobs.recipe_evaluation import Told, evaluated
 from swatool.jobs.recipe_model import Product, Recipe
 from swatool.jobs.recipe_reading import in_folder_of, read_written_recipe
@@ -78,13 +78,23 @@ def run_recipe(
     with in_folder_of(path), _noting_what_was_written(recipe):
         models = check_recipe(recipe, os.path.basename(path), mistakes, import_code=not dry_run)
 
-        def planned(report: RecipeReport) -> None:
-            refuse_misfits(recipe, models, report)
-            (on_plan or _ignore)(report)
+        is_planned = False
 
-        report = _averaged(recipe, report, dry_run, planned, on_progress or _ignore)
-        stopped = None
-        if not dry_run:
+        def planned(report: RecipeReport) -> RecipeReport:
+            nonlocal is_planned
+            is_planned = True
+            refuse_misfits(recipe, models, report)
+            report = with_room(report, dry_run=dry_run)
+            (on_plan or _ignore)(report)
+            return report
+
+        try:
+            report, stopped = _averaged(recipe, report, dry_run, planned, on_progress or _ignore)
+        except SwatoolError as error:
+            if not is_planned:
+                refuse_outputs(recipe, mistakes, error)
+            raise
+        if not dry_run and stopped is None:
             told(report)
             report, stopped = _recalibrated(recipe, report, told)
         if not dry_run and stopped is None:
@@ -114,10 +124,14 @@ def _averaged(
     recipe: Recipe,
     report: RecipeReport,
     dry_run: bool,
-    on_plan: Callable[[RecipeReport], None],
+    on_plan: Callable[[RecipeReport], RecipeReport],
     on_progress: Callable[[int], None],
-) -> RecipeReport:
-    """Plan all averages, and make them unless it is a dry run."""
+) -> tuple[RecipeReport, SwatoolError | None]:
+    """Plan all averages, and make them unless it is a dry run.
+
+    Returns:
+        What was done, and what has stopped it when some averages had been made.
+    """
 
     def told(reports: dict[str, Report], dry: bool) -> RecipeReport:
         made = [
@@ -126,35 +140,35 @@ def _averaged(
         ]
         return dataclasses.replace(report, dry_run=dry, outputs=tuple(made))
 
+    def plan_alone(planned: Sequence[Report]) -> None:
+        on_plan(told({one.output.path: one for one in planned}, True))
+
     groups = _groups(recipe.products)
     reports: dict[str, Report] = {}
     if dry_run or len(groups) > 1:
         # Nothing is made until all of it is known to fit; a single group does so by itself.
         for group in groups:
-            planned = average_all(recipe.inputs, [_dry(one.request) for one in group])
+            planned = average_all(recipe.inputs, [dry(one.request) for one in group])
             reports |= {one.output.path: one for one in planned}
-        on_plan(told(reports, True))
+        found = on_plan(told(reports, True))
         if dry_run:
-            return told(reports, True)
+            return found, None
     before = 0
     for group in groups:
-        done = average_all(
-            recipe.inputs,
-            [one.request for one in group],
-            on_plan=(
-                (lambda planned: on_plan(told({one.output.path: one for one in planned}, True)))
-                if len(groups) == 1
-                else None
-            ),
-            on_progress=lambda nbytes, before=before: on_progress(before + nbytes),  # type: ignore[misc]
-        )
+        try:
+            done = average_all(
+                recipe.inputs,
+                [one.request for one in group],
+                on_plan=plan_alone if len(groups) == 1 else None,
+                on_progress=lambda nbytes, before=before: on_progress(before + nbytes),  # type: ignore[misc]
+            )
+        except SwatoolError as error:
+            if not before:
+                raise
+            return dataclasses.replace(told(reports, False), failures=(str(error),)), error
         before += done[0].bytes_read
         reports |= {one.output.path: one for one in done}
-    return told(reports, False)
-
-
-def _dry(request: Request) -> Request:
-    return dataclasses.replace(request, settings=dataclasses.replace(request.settings, dry_run=True))
+    return told(reports, False), None
 
 
 def _recalibrated(

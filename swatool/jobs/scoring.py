@@ -9,15 +9,14 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Mapping
-from contextlib import chdir, redirect_stdout
+from collections.abc import Iterable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from typing import Literal
 
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.evaluation import as_float, as_numbers, load_function
-from swatool.user_code import describe_failure, find_module, names_code
+from swatool.user_code import describe_failure, find_module, names_code, speaking_on_stderr
 
 __all__ = ["Scoring", "check_comparable", "check_evaluation", "score"]
 
@@ -26,6 +25,7 @@ NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?!\w|\.\w)", re.IGNORECASE
 )
 GROUPED = re.compile(r"(?<![\w.,])[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\Z")  # as people write 1,234.5
+SHELL_WORDS = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>", "2>&1"})
 MOST_OBJECTS = 10_000  # braces at which an object is looked for
 SHOWN_LINES = 3
 
@@ -77,23 +77,38 @@ def check_evaluation(evaluate: str, option: str = "--eval", *, import_code: bool
             find_module(evaluate, option)
         return
     words = shlex.split(evaluate)
+    meant = next((word for word in words if word in SHELL_WORDS), None)
+    if meant is not None:
+        raise UsageError(
+            f"{option} {printable(evaluate)}: no shell sees it, and {meant} would be an argument; put "
+            "it into a script, or quote it"
+        )
     if not words or shutil.which(words[0]) is None:
-        raise UsageError(f"{option} {printable(evaluate)}: there is no such program")
+        shown = printable(words[0]) if words else "program"
+        raise UsageError(f"{option} {printable(evaluate)}: there is no such program as {shown}")
 
 
-def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
+def score(path: str, scoring: Scoring, others: Iterable[str] = ()) -> tuple[float, Mapping[str, float]]:
     """Evaluate a file; return the number that counts, and all numbers by name.
 
+    Args:
+        path: the file.
+        scoring: how it is evaluated.
+        others: files that must be there afterwards as well.
+
     Raises:
-        CheckFailedError: the evaluation failed, removed the file, or gave no finite number of that name.
+        CheckFailedError: the evaluation failed, removed a file, or gave no number of that name, NaN, or an
+            infinite one that would be the best.
     """
-    given, was_there = f"--eval {printable(scoring.evaluate)}", os.path.lexists(path)
+    given = f"--eval {printable(scoring.evaluate)}"
+    were_there = [one for one in dict.fromkeys((path, *others)) if os.path.lexists(one)]
     if PLACE in scoring.evaluate:
         found = _of_command(path, scoring.evaluate)
     else:
         found = _of_function(path, scoring.evaluate)
-    if was_there and not os.path.lexists(path):
-        raise CheckFailedError(f"{given} removed {printable(path)}, which it was to evaluate")
+    gone = next((one for one in were_there if not os.path.lexists(one)), None)
+    if gone is not None:
+        raise CheckFailedError(f"{given} removed {printable(gone)} when it was to evaluate {printable(path)}")
     name = scoring.metric
     if name is None and len(found) > 1:
         names = ", ".join(map(printable, found))
@@ -103,8 +118,9 @@ def score(path: str, scoring: Scoring) -> tuple[float, Mapping[str, float]]:
     )
     if value is None:
         raise CheckFailedError(f"{given} gives no {printable(name)} of {printable(path)}")
-    if math.isnan(value):
-        raise CheckFailedError(f"{given} gives NaN for {printable(path)}")
+    if math.isnan(value) or value == (math.inf if scoring.mode == "max" else -math.inf):
+        shown = "NaN" if math.isnan(value) else f"{value}, than which nothing is better,"
+        raise CheckFailedError(f"{given} gives {shown} for {printable(path)}")
     return value, {key or name or "value": number for key, number in found.items()}
 
 
@@ -188,7 +204,7 @@ def _of_function(path: str, spec: str) -> Mapping[str, float]:
     given = f"--eval {printable(spec)}"
     try:
         # Stdout is for the report, and paths go on to be relative to this folder.
-        with redirect_stdout(sys.stderr), chdir(os.curdir):
+        with speaking_on_stderr(), chdir(os.curdir):
             found = function(path)
     except (Exception, SystemExit) as error:
         raise CheckFailedError(

@@ -111,15 +111,17 @@ def _ranked(
 ) -> SweepReport:
     """Evaluate each average, put the best first, and remove the others if that is asked for."""
     scored: list[SweptReport] = []
+    paths = [one.report.output.path for one in report.outputs]
     for one in report.outputs:
         path = one.report.output.path
         try:
-            value, metrics = score(path, scoring)
+            value, metrics = score(path, scoring, paths)
             first = scored[0] if scored else None
             if first is not None:
                 check_comparable(scoring, (first.report.output.path, first.metrics), (path, metrics))
         except CheckFailedError as error:
-            failed = CheckFailedError(f"{error}; all {len(report.outputs)} averages are kept")
+            kept = f"all {len(report.outputs)} averages are kept" if len(report.outputs) > 1 else "it is kept"
+            failed = CheckFailedError(f"{error}; {kept}")
             failed.report = dataclasses.replace(
                 report, outputs=(*scored, *report.outputs[len(scored) :]), failures=(str(failed),)
             )

@@ -66,14 +66,14 @@ def check_output(
         check_checksum_target(os.fspath(path), overwrite=overwrite, wanted=checksum, inputs=inputs)
 
 
-def check_room_for_all(layouts: Mapping[str, Layout]) -> None:
-    """Raise OutputError if several outputs, by path, do not fit on their disks together."""
+def check_room_for_all(sizes: Mapping[str, int]) -> None:
+    """Raise OutputError if several outputs, sizes in bytes by path, do not fit on their disks together."""
     needed: dict[int, int] = {}
     places: dict[int, str] = {}
-    for path, layout in layouts.items():
+    for path, nbytes in sizes.items():
         folder = os.path.dirname(os.path.abspath(path.rstrip("/")))
         device = os.stat(folder).st_dev
-        needed[device] = needed.get(device, 0) + layout.size
+        needed[device] = needed.get(device, 0) + nbytes
         places[device] = path.rstrip("/")
     for device, nbytes in needed.items():
         check_room(places[device], nbytes)

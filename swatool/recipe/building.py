@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from swatool.choices import KEYS, refusal, tried
 from swatool.errors import SettingError, SwatoolError, UsageError, printable
-from swatool.recipe.yaml_text import Node, plain, scalar_of
+from swatool.recipe.yaml_text import UNREAD, Node, plain, scalar_of
 
 __all__ = [
     "WRONG",
@@ -36,7 +36,7 @@ T = TypeVar("T")
 Place = Sequence[str | int]  # the way from a dataclass to a value in it: names of fields, and indexes
 
 # What stands in quotes is somebody's own.
-OPTION = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")|--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)""")
+OPTION = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")|--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-o\b""")
 WRONG = object()  # stands for a value that could not be made
 # A class that says so is made with `WRONG` in it, too, to tell what else is wrong; nobody else sees that.
 CHECKS_THE_REST = "checks_the_rest"
@@ -133,6 +133,8 @@ class _Builder:
 
     def value(self, wanted: object, node: Node, place: str) -> object:
         """Return the value of a node, of the wanted type; `WRONG`, and a note, if it is none."""
+        if node.value is UNREAD:
+            return WRONG
         try:
             return self._made(wanted, node, place)
         except _MistakeError:
@@ -203,7 +205,7 @@ class _Builder:
             if is_required(field) and name not in node.value:
                 self.mistakes.append((node.line, f"{_inside(place, name)} is missing"))
                 given[name] = WRONG
-        wrong = len(self.mistakes) > before
+        wrong = len(self.mistakes) > before or any(value is WRONG for value in given.values())
         required = [name for name, (_, field) in known.items() if is_required(field)]
         if wrong and not getattr(cls, CHECKS_THE_REST, False):
             given = {name: value for name, value in given.items() if value is not WRONG}
@@ -297,7 +299,7 @@ def placed(node: Node, place: str, below: Place, what: str) -> tuple[int, str]:
 
 def _without_options(what: str) -> str:
     """Return a sentence in which options of the command line are the fields that they stand for."""
-    return OPTION.sub(lambda match: match[1] or match[2].replace("-", "_"), what)
+    return OPTION.sub(lambda match: match[1] or (match[2] or "path").replace("-", "_"), what)
 
 
 def unknown(place: str, name: str, known: Iterable[str]) -> str:

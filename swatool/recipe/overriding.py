@@ -64,8 +64,9 @@ class _Override:
     def _into_list(self, node: Node, item: object, way: Sequence[str]) -> Node:
         # A single value is a list of one.
         items = list(node.value) if isinstance(node.value, list) else [node]
-        if not way[0].isdecimal() and not isinstance(node.value, list):
-            return self.into(node, item, way)
+        if not way[0].isdecimal() and len(items) == 1:
+            inner = self.into(items[0], item, way)
+            return Node([inner], node.line) if isinstance(node.value, list) else inner
         if not way[0].isdecimal() or int(way[0]) >= len(items):
             raise UsageError(
                 f"{self._given}: {printable(way[0])} is no index: there are {len(items)}, counted from 0"

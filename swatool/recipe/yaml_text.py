@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import yaml
 
 from swatool.errors import UsageError, printable
 
-__all__ = ["Node", "is_plain_text", "plain", "read_yaml", "scalar_of"]
+__all__ = ["UNREAD", "Node", "Unread", "is_plain_text", "plain", "read_yaml", "scalar_of"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -31,27 +32,38 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, whe
 Scalar = str | int | float | bool | None
 
 
+class Unread(Enum):
+    """Stands for a value that was not read, because of a mistake that is told."""
+
+    UNREAD = auto()
+
+
+UNREAD = Unread.UNREAD
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A value, and the line of the file where it begins, counted from 1.
 
     Attributes:
-        value: a scalar, a list of nodes, or a dict of nodes by text.
+        value: a scalar, a list of nodes, a dict of nodes by text, or `UNREAD`.
         line: where it begins.
         filled: whether it is a text into which a variable was put, and may stand for a number.
     """
 
-    value: Scalar | list[Node] | dict[str, Node]
+    value: Scalar | list[Node] | dict[str, Node] | Unread
     line: int
     filled: bool = False
 
 
-def read_yaml(text: str | bytes, where: str) -> Node:
+def read_yaml(text: str | bytes, where: str, mistakes: list[tuple[int, str]] | None = None) -> Node:
     """Return what a YAML text says.
 
     Args:
         text: the whole text; bytes are UTF-8.
         where: the file, fit to be printed, for messages.
+        mistakes: takes the line and the sentence of each mistake that leaves the rest readable; None: the
+            first one is raised.
 
     Raises:
         UsageError: it is too large, no YAML, or uses what plain data need not: several documents, aliases,
@@ -61,7 +73,7 @@ def read_yaml(text: str | bytes, where: str) -> Node:
         raise UsageError(f"{where} has more than {MAX_BYTES:,} characters: no recipe or table is so long")
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
-        return _Reader(yaml.parse(decoded, Loader=LOADER), where).document()
+        return _Reader(yaml.parse(decoded, Loader=LOADER), where, mistakes).document()
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is not UTF-8, near byte {error.start}") from error
     except yaml.MarkedYAMLError as error:
@@ -103,9 +115,12 @@ def scalar_of(text: str) -> Scalar:
 class _Reader:
     """Builds nodes from the parser's events."""
 
-    def __init__(self, events: Iterator[yaml.Event], where: str) -> None:
+    def __init__(
+        self, events: Iterator[yaml.Event], where: str, mistakes: list[tuple[int, str]] | None
+    ) -> None:
         self._events = events
         self._where = where
+        self._mistakes = mistakes
 
     def document(self) -> Node:
         """Return the only document's node; an empty text is None."""
@@ -122,18 +137,21 @@ class _Reader:
 
     def _node(self, event: yaml.Event, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
-            raise self._refusal(event, "aliases (*name) are refused: write the value again")
+            self._note(event, "aliases (*name) are refused: write the value again")
+            return Node(UNREAD, _line(event))
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            raise self._refusal(event, "anchors (&name) are refused: write the value where it is needed")
+            self._note(event, "anchors (&name) are refused: write the value where it is needed")
         if depth > MAX_DEPTH:
             raise self._refusal(event, f"this is nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.ScalarEvent):
             return Node(self._scalar(event), _line(event))
         if isinstance(event, yaml.CollectionStartEvent) and event.tag not in (None, "!"):
-            raise self._refusal(event, f"tags ({printable(event.tag)}) are refused: write plain values")
+            self._note(event, f"tags ({printable(event.tag)}) are refused: write plain values")
         if isinstance(event, yaml.MappingStartEvent):
-            return Node(self._mapping(depth), _line(event))
-        return Node(list(self._items(depth)), _line(event))
+            found: list[Node] | dict[str, Node] = self._mapping(depth)
+        else:
+            found = list(self._items(depth))
+        return Node(UNREAD if getattr(event, "tag", None) not in (None, "!") else found, _line(event))
 
     def _items(self, depth: int) -> Iterator[Node]:
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
@@ -145,23 +163,33 @@ class _Reader:
             if not isinstance(event, yaml.ScalarEvent) or event.tag not in (None, "!"):
                 raise self._refusal(event, "a key must be a plain text")
             name = event.value
-            if name == "<<" and not event.style:
-                raise self._refusal(event, "merging (<<) is refused: write the values again")
+            merges = name == "<<" and not event.style
+            if merges:
+                self._note(event, "merging (<<) is refused: write the values again")
             if name in found:
-                first = found[name].line
-                raise self._refusal(event, f"{printable(name)} stands twice, first in line {first}")
-            found[name] = self._node(next(self._events), depth + 1)
+                self._note(event, f"{printable(name)} stands twice, first in line {found[name].line}")
+            node = self._node(next(self._events), depth + 1)
+            if not merges:
+                found.setdefault(name, node)
         return found
 
-    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+    def _scalar(self, event: yaml.ScalarEvent) -> Scalar | Unread:
         text = event.value
         if event.tag not in (None, "!"):
-            raise self._refusal(event, f"tags ({printable(event.tag)}) are refused: write plain values")
+            self._note(event, f"tags ({printable(event.tag)}) are refused: write plain values")
+            return UNREAD
         if event.style:  # quoted, or a block of text
             return text
         if len(text) > MAX_DIGITS and INTEGER.fullmatch(text):
-            raise self._refusal(event, f"a number of more than {MAX_DIGITS} digits: quote a text")
+            self._note(event, f"a number of more than {MAX_DIGITS} digits: quote a text")
+            return UNREAD
         return scalar_of(text)
+
+    def _note(self, event: yaml.Event, what: str) -> None:
+        """Note a mistake after which the rest can still be read; raise it if nobody takes notes."""
+        if self._mistakes is None:
+            raise self._refusal(event, what)
+        self._mistakes.append((_line(event), what))
 
     def _refusal(self, event: yaml.Event, what: str) -> UsageError:
         return UsageError(f"{self._where}, line {_line(event)}: {what}")

@@ -107,15 +107,20 @@ def test_a_safetensors_file_is_known_by_its_bytes(tmp_path, name):
         ("007", 7),
         ("9" * 18, 10**18 - 1),
         ("9" * 19, None),
-        ("-1", None),
-        ("1.5", None),
+        ("-1", -1.0),
+        ("1.5", 1.5),
+        ("2.5e-3", 0.0025),
+        (".", None),
+        ("nan", None),
+        ("1_0", None),
+        ("1." + "0" * 40, None),
         ("", None),
         ("\u0663", None),
         ("\u00b2", None),
         (" 1", None),
     ],
 )
-def test_whole_numbers_in_the_metadata_are_fields(tmp_path, text, number):
+def test_numbers_in_the_metadata_are_fields(tmp_path, text, number):
     (tmp_path / "x").write_bytes(as_safetensors({"step": text}))
     checkpoint = open_checkpoint(tmp_path / "x")
     checkpoint.close()
@@ -325,3 +330,11 @@ def test_a_dict_of_a_class_of_its_own_is_told_and_not_looked_into(tmp_path):
     torch.save({"model": state, "ema": collections.Counter(state)}, path)
     with contextlib.closing(open_checkpoint(path)) as opened:
         assert (opened.key, opened.opaque) == ("model", ("ema",))
+
+
+def test_numbers_among_the_metrics_are_fields(tmp_path):
+    beside = {"metrics": {"acc": 0.5, "name": "x", "ok": True, 3: 1.0}, "step": 7}
+    torch.save({"model": STATE, **beside}, tmp_path / "x.pt")
+    checkpoint = open_checkpoint(tmp_path / "x.pt")
+    checkpoint.close()
+    assert checkpoint.fields == {"metrics.acc": 0.5, "step": 7}

@@ -262,9 +262,9 @@ def test_a_range_of_steps_does_not_need_the_order_of_steps():
     [
         ({"sort": "date"}, "--sort must be one of step, name, mtime, given, not 'date'"),
         ({"sort": ""}, "--sort must be"),
-        ({"every": 0}, "--every must be at least 1, not 0"),
-        ({"first": 0}, "--first must be at least 1"),
-        ({"last": -1}, "--last must be at least 1, not -1"),
+        ({"every": 0}, "--every must be a whole number of at least 1, not 0"),
+        ({"first": 0}, "--first must be a whole number of at least 1"),
+        ({"last": -1}, "--last must be a whole number of at least 1, not -1"),
         ({"min_step": 3, "max_step": 2}, "--min-step 3 is above --max-step 2"),
     ],
 )

@@ -190,3 +190,25 @@ def test_more_than_there_are_is_told():
     done = run("run", "--last", "99")
     assert done.exit_code == 0
     assert "--last 99 is more than the 6 checkpoints that there are" in done.stderr
+
+
+def test_each_average_of_a_sweep_shows_its_coefficients_if_asked_for():
+    done = run("run", "--sweep", "last=2,3", "-o", "avg-{last}.pt", "--dry-run", "-v")
+    lines = done.stdout.splitlines()
+    for count in (2, 3):
+        begin = lines.index(f"coefficients of 'avg-{count}.pt':")
+        rows = [line.split() for line in lines[begin + 2 : begin + 2 + count]]
+        assert [float(row[-1]) for row in rows] == pytest.approx([1 / count] * count, rel=1e-5)
+
+
+def test_a_sweep_larger_than_the_disk_is_told_in_a_dry_run(monkeypatch):
+    monkeypatch.setattr("swatool.output.unfinished.os.statvfs", lambda _: SMALL)
+    given = ("run", "--sweep", "last=2,3", "-o", "avg-{last}.pt")
+    done = run(*given, "--dry-run")
+    assert (done.exit_code, "all together: cannot write" in done.stderr) == (0, True), done.stderr
+    done = run(*given)
+    assert (done.exit_code, "make room" in done.stderr, os.listdir()) == (5, True, ["run"]), done.stderr
+
+
+class SMALL:
+    f_bavail, f_frsize, f_blocks = 3, 1000, 10

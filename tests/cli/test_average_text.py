@@ -2,6 +2,7 @@ import dataclasses
 import io
 import re
 
+from swatool.averaging.schemes import SCHEMES
 from swatool.cli import render
 from swatool.cli.average_text import tell_plan, tell_ranking, tell_score, tell_summary
 from swatool.cli.render import Telling
@@ -75,7 +76,11 @@ def test_plain_lines_off_a_terminal(capsys):
 
 
 def test_names_if_asked_for(capsys):
-    assert told(capsys, verbose=True) == (PLAN + NAMES + SUMMARY, WARNINGS)
+    lines, warnings = told(capsys, verbose=True)
+    assert (lines[:4], lines[6:]) == (PLAN[:4], [*PLAN[4:], *NAMES, *SUMMARY])
+    assert [line.partition(":")[0] for line in lines[3:6]] == ["method", "formula", "source"]
+    assert lines[4].removeprefix("formula: ") == SCHEMES["ema"].formula
+    assert warnings == WARNINGS
 
 
 def test_quiet(capsys):
@@ -98,7 +103,7 @@ def test_names_from_files_cannot_drive_a_terminal(capsys):
         tensors=TensorsReport((hostile,), (hostile,), (hostile,), (hostile,)),
     )
     lines, _ = told(capsys, report, verbose=True)
-    assert len(lines) == 1 + 1 + 4 + 4 + 3
+    assert len(lines) == 1 + 1 + 6 + 4 + 3
     assert not set("\x1b\x07\r\u202e") & set("".join(lines))
     assert lines[1].startswith("\\x1b]0;owned")
 

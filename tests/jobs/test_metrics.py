@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -142,7 +143,8 @@ def test_a_step_beyond_all_integers_is_no_crash(tmp_path):
         ((0.5, 0.75, 0.25), "min", 2, [0, 2]),
         ((1.0, 1.0, 1.0), "max", 1, [2]),
         ((1.0, 1.0, 1.0), "min", 2, [1, 2]),
-        ((-math.inf, 0.0, math.inf), "max", 3, [0, 1, 2]),
+        ((-math.inf, 0.0, 1.0), "max", 2, [1, 2]),
+        ((math.inf, 0.0, 1.0), "min", 3, [0, 1, 2]),
     ],
 )
 def test_the_best_stay_in_their_order(values, mode, count, chosen):
@@ -155,3 +157,18 @@ def test_the_best_stay_in_their_order(values, mode, count, chosen):
 def test_what_cannot_be_chosen(count, mode, said):
     with pytest.raises(UsageError, match=said):
         best(RUN, count, (1.0, 2.0, 3.0), mode)
+
+
+@pytest.mark.parametrize(("value", "mode"), [(math.inf, "max"), (-math.inf, "min")])
+def test_nothing_infinite_is_the_best(value, mode):
+    with pytest.raises(UsageError, match=r"the best value would be -?inf, which is none"):
+        best(RUN, 2, (0.0, value, 1.0), mode)
+
+
+@pytest.mark.parametrize("values", [("0.5", "nan"), ("nan", "0.5")])
+def test_nan_beside_a_number_is_never_dropped(tmp_path, values):
+    names = [os.path.basename(one.checkpoint.path) for one in RUN]
+    rows = [f"{names[0]},{value}" for value in values] + [f"{name},0.1" for name in names[1:]]
+    (tmp_path / "m.csv").write_text("\n".join(["checkpoint,acc", *rows]))
+    with pytest.raises(UsageError, match="has several values of 'acc'"):
+        metric_values(RUN, "acc", tmp_path / "m.csv")

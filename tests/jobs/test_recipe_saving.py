@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swatool.checkpoints.selection import expand
 from swatool.errors import OutputError, UsageError
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.recipe_reading import read_recipe
@@ -137,3 +138,31 @@ def test_a_recipe_is_never_an_input_or_the_output(path, said):
     with pytest.raises(UsageError, match=said):
         saved(path, settings=AverageSettings(overwrite=True))
     assert Path("run/a.pt").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["br[1]", "br*", "br{x}"])
+def test_a_folder_may_be_called_like_a_pattern(name, tmp_path, monkeypatch):
+    (tmp_path / name / "run").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for step in (1, 2, 3):
+        Path(f"run/{step}.pt").touch()
+    saved("../elsewhere/r.yaml", checkpoints=["run/*.pt"], output="a-{last}.pt", axes=["last=2,3"])
+    recipe = read_recipe("../elsewhere/r.yaml")
+    assert [one.request.output for one in recipe.products] == [f"../{name}/a-{last}.pt" for last in (2, 3)]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert expand(recipe.inputs) == [f"../{name}/run/{step}.pt" for step in (1, 2, 3)]
+
+
+def test_a_recipe_is_no_output_of_its_sweep():
+    asked = AskedFor(
+        checkpoints=["run/"], output="a-{last}.pt", settings=AverageSettings(), axes=["last=2,3"]
+    )
+    with pytest.raises(UsageError, match="is the output, too"):
+        check_recipe_target("a-3.pt", asked)
+
+
+def test_a_path_that_is_no_unicode_is_refused_before_the_work():
+    asked = AskedFor(checkpoints=["run/"], output="a\udcff.pt", settings=AverageSettings())
+    with pytest.raises(UsageError, match="not UTF-8"):
+        check_recipe_target("r.yaml", asked)

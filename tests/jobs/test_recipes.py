@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -543,3 +544,58 @@ def test_a_model_that_does_not_fit_is_refused_before_the_average():
 
 NEEDED = ("running_mean", "running_var")
 ONE_LAYER = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def test_what_does_not_fit_together_is_refused_before_anything_is_made(monkeypatch):
+    size = os.path.getsize(average_of("run/*.pt"))
+    text = (
+        "outputs:\n- {path: a.safetensors, dtype: float32}\n- {path: b.safetensors, dtype: bfloat16}\n"
+        "- path: c.safetensors\n"
+        "  recalibrate: {path: d.safetensors, model: mine.py:build, data: mine.py:data}\n"
+    )
+    room = SimpleNamespace(f_bavail=3 * size, f_frsize=1, f_blocks=10 * size)
+    monkeypatch.setattr("swatool.output.unfinished.os.statvfs", lambda _: room)
+    before = [*listing(), "r.yaml"]
+    with pytest.raises(OutputError, match="bytes are needed"):
+        run(text)
+    assert listing() == sorted(before)
+    assert any("all together: cannot write" in one for one in run(text, dry_run=True).warnings)
+    room.f_bavail = 10 * size
+    assert run(text).passed
+
+
+def average_of(pattern):
+    swatool.average(pattern, "measured.safetensors")
+    return "measured.safetensors"
+
+
+def test_averages_of_another_type_that_fail_leave_a_report():
+    state = torch.load("run/ckpt-1.pt")
+    state["model"]["0.weight"][0, 0] = 1e6
+    torch.save(state, "run/ckpt-1.pt")
+    with pytest.raises(CheckpointError, match="too large for float16") as caught:
+        run("outputs:\n- a.safetensors\n- {path: b.safetensors, dtype: float16}\nreport: report.json\n")
+    told = json.loads(Path("report.json").read_text())
+    assert told == caught.value.report.as_json()
+    assert [one["average"]["dry_run"] for one in told["outputs"]] == [False, True]
+    assert (told["failures"], told["dry_run"]) == ([str(caught.value)], False)
+    assert os.path.exists("a.safetensors")
+    assert not os.path.exists("b.safetensors")
+
+
+def test_outputs_that_cannot_be_planned_are_told_together_with_their_lines():
+    with pytest.raises(OutputError) as caught:
+        run(
+            "outputs:\n- {path: a.safetensors, method: lr-weighted}\n- b.safetensors\n"
+            "- {path: c.safetensors, method: difference}\n- nodir/d.safetensors\n"
+        )
+    assert "line 6: outputs[3]: cannot write 'nodir/d.safetensors': there is no folder" in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        run(
+            "outputs:\n- {path: a.safetensors, method: lr-weighted}\n- b.safetensors\n"
+            "- {path: c.safetensors, method: difference}\n"
+        )
+    told = [line.strip() for line in str(caught.value).splitlines()]
+    assert told[0] == "'r.yaml' has 2 mistakes:"
+    assert told[1].startswith("line 3: outputs[0]: method lr-weighted needs learning rates")
+    assert told[2] == "line 5: outputs[2]: method difference takes two running means, not 4"

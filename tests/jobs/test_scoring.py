@@ -1,5 +1,6 @@
 import math
 import os
+import subprocess
 import sys
 
 import pytest
@@ -192,7 +193,7 @@ def test_an_evaluation_that_is_there():
 
 def test_a_number_that_is_too_large(printing):
     text = f'{{"a": {"9" * 400}, "b": -{"9" * 400}}}'
-    found = score("a.pt", Scoring(evaluate=printing(text), metric="a", mode="max"))[1]
+    found = score("a.pt", Scoring(evaluate=printing(text), metric="a", mode="min"))[1]
     assert found == {"a": math.inf, "b": -math.inf}
     assert as_numbers(10**400, "x", alone="") == {"": math.inf}
 
@@ -202,7 +203,7 @@ def test_an_evaluation_that_removes_its_file(tmp_path, monkeypatch):
     (tmp_path / "remover.py").write_text("import os\ndef score(path):\n    os.unlink(path)\n    return 1.0\n")
     for evaluate in ("remover.py:score", "sh -c 'rm \"$1\"; echo 1' - {path}"):
         (tmp_path / "a.pt").write_bytes(b"x")
-        with pytest.raises(CheckFailedError, match=r"removed 'a\.pt', which it was to"):
+        with pytest.raises(CheckFailedError, match=r"removed 'a\.pt' when it was to evaluate"):
             score("a.pt", Scoring(evaluate=evaluate, mode="max"))
 
 
@@ -211,3 +212,37 @@ def test_the_current_folder_is_what_it_was_before(tmp_path, monkeypatch):
     (tmp_path / "mover.py").write_text("import os\ndef score(path):\n    os.chdir('/')\n    return 1.0\n")
     assert score("a.pt", Scoring(evaluate="mover.py:score", mode="max"))[0] == 1
     assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "mode"), [("inf", "max"), ("-inf", "min"), ("nan", "max")])
+def test_nothing_infinite_is_the_best(printing, text, mode):
+    with pytest.raises(CheckFailedError, match=r"gives (inf|-inf|NaN)"):
+        score("a.pt", Scoring(evaluate=printing(f"loss {text}"), mode=mode))
+
+
+@pytest.mark.parametrize("meant", ["| tail -1", "> out", "&& echo 1", "; echo 1", "2>&1"])
+def test_what_only_a_shell_knows_is_refused(meant):
+    with pytest.raises(UsageError, match="no shell sees it"):
+        check_evaluation(f"{sys.executable} -c 1 {{path}} {meant}")
+    check_evaluation(f"sh -c 'cat {{path}} {meant}'")
+
+
+def test_processes_of_a_function_speak_on_stderr_too(tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "import os\ndef score(path):\n    os.system('echo loud')\n    return 1.0\n"
+    )
+    code = (
+        "from swatool.jobs.scoring import Scoring, score\n"
+        "print('before'); score('a.pt', Scoring(evaluate='loud.py:score', mode='max')); print('after')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("before\nafter\n", "loud\n")
+
+
+def test_an_evaluation_that_removes_another_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.pt").write_bytes(b"x")
+    with pytest.raises(CheckFailedError, match=r"removed 'b\.pt' when it was to evaluate 'a\.pt'"):
+        score("a.pt", Scoring(evaluate="sh -c 'rm b.pt; echo 1' {path}", mode="max"), ["b.pt", "c.pt"])
