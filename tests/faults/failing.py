@@ -76,4 +76,4 @@ def wrong_failure(ended, scene, found, calls):
         gone = scene.scenario.old and str(scene.out / output) in replaced
         if not (scene.is_old(output, found) or (gone and found.get(output) == scene.new[output])):
             wrong.append(f"{output} is not as before")
-    return wrong
+    return wrong + scene.wrong_checksums(found)

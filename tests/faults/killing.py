@@ -59,7 +59,7 @@ def wrong_after_a_kill(scene):
     hidden = [name for name in strangers if ".swatool-" in name]
     if hidden != strangers or len(hidden) > len(scene.scenario.outputs) + scene.scenario.plain:
         wrong.append(f"left {strangers}")
-    return wrong + scene.wrong_again()
+    return wrong + scene.wrong_checksums(found) + scene.wrong_again()
 
 
 def measure_random_kills(full: bool, folder: Path) -> Finding:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults import inputs
-from faults.signalling import PLAIN
 from faults.tracing import points
-from faults.trials import Warm, bytes_of, clear
+from faults.trials import PLAIN, Warm, bytes_of, clear
 
 NBYTES = 1 << 16
 INPUTS = "in"
@@ -68,6 +67,8 @@ def average(output, *options, outputs=(), **attributes):
 
 SHARDS = ("shards", "--max-shard-size", "40000")
 SWEEP = ("a-{last}.safetensors", "--sweep", "last=2,3")
+SUFFIX = ".sha256"
+CHECKED = ("a.safetensors", f"a.safetensors{SUFFIX}")
 SWEPT = ("a-2.safetensors", "a-3.safetensors")
 RECALIBRATE = ("recalibrate-bn", f"{INPUTS}/model.pt", "--model", f"{INPUTS}/mine.py:build")
 RECALIBRATE += ("--data", f"{INPUTS}/mine.py:loader", "-o", f"{OUT}/bn.safetensors")
@@ -81,7 +82,8 @@ SCENARIOS = (
     average("distributed", "--format", "dcp"),
     average(*SWEEP, outputs=SWEPT),
     average(*SWEEP, outputs=SWEPT, old=True),
-    average("a.safetensors", "--checksum", outputs=("a.safetensors", "a.safetensors.sha256")),
+    average("a.safetensors", "--checksum", outputs=CHECKED),
+    average("a.safetensors", "--checksum", outputs=CHECKED, old=True),
     average(*SHARDS, "--checksum", old=True),
     Scenario(RECALIBRATE, ("bn.safetensors",)),
     average("a.safetensors", plain=True),
@@ -122,7 +124,9 @@ class Scene:
         """Make what the scenario begins and ends with."""
         self.scenario = scenario
         self.new = self._made()
-        self.before = {output: older(content) for output, content in self.new.items()} if scenario.old else {}
+        self.before = (
+            {output: older(output, content) for output, content in self.new.items()} if scenario.old else {}
+        )
         if scenario.aside:
             host = os.uname().nodename[:64]
             hidden = [f".{scenario.outputs[0]}.swatool-{host}-{NOBODY}-{digit * 16}" for digit in "01"]
@@ -158,11 +162,26 @@ class Scene:
         return sorted(set(found) - set(self.scenario.outputs) - set(self.before))
 
     def is_old(self, output, found):
-        """Whether an output is as before; what a killed run had moved aside may be back."""
+        """Whether an output is as before; what a killed run had moved aside may be back.
+
+        A checksum goes before its file is replaced, so that there is never a wrong one; it may be gone.
+        """
+        if output.endswith(SUFFIX) and output not in found:
+            return True
         if self.scenario.aside:
             old = next(content for name, content in self.before.items() if name.endswith(".old"))
             return found[output] == old if output in found else old in found.values()
         return found.get(output) == self.before.get(output)
+
+    def wrong_checksums(self, found):
+        """Return the checksums that stand beside a file that they are not of."""
+        return [
+            f"{output} is not that of the file"
+            for output in self.scenario.outputs
+            if output.endswith(SUFFIX) and output in found
+            if (found[output] == self.new[output])
+            != (found.get(output.removesuffix(SUFFIX)) == self.new[output.removesuffix(SUFFIX)])
+        ]
 
     def wrong_again(self):
         """Return what is wrong with a run that follows, which must succeed and clean up."""
@@ -179,11 +198,15 @@ class Scene:
         return []
 
 
-def older(content):
+def older(name, content):
     """Return what an older output may have been, of the same format."""
-    if isinstance(content, bytes):
-        return content[:-1] + bytes([content[-1] ^ 1])
-    return {name: older(data) if name.endswith("safetensors") else data for name, data in content.items()}
+    if isinstance(content, dict):
+        return {
+            one: older(one, data) if one.endswith("safetensors") else data for one, data in content.items()
+        }
+    if name.endswith(SUFFIX):
+        return (b"1" if content[:1] == b"0" else b"0") + content[1:]
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def changing_calls(scene, tracer):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from faults import inputs
 from faults.finding import Finding
-from faults.trials import HERE, Ended, Warm, bytes_of, clear
+from faults.trials import HERE, PLAIN, Ended, Warm, bytes_of, clear
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS = 1.0  # after which a run should have ended
@@ -68,17 +68,6 @@ def end(code):
     ending(code)
 
 os._exit = end
-"""
-# The same, without files that have no name, and folders that change places.
-PLAIN = """
-from swatool.output import publish, renaming, unfinished
-import errno
-
-def unsupported(*_):
-    raise OSError(errno.EINVAL, "Invalid argument")
-
-publish.UNNAMED = 0
-renaming._renameat2 = unsupported
 """
 
 

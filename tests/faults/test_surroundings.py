@@ -8,6 +8,7 @@ if sys.platform != "linux":
     pytest.skip("what is done to runs here needs Linux", allow_module_level=True)
 
 from faults.changing import measure_changes
+from faults.commands import measure_commands
 from faults.limiting import measure_limits
 from faults.misreading import measure_misreading
 from faults.permissions import measure_permissions
@@ -18,7 +19,7 @@ from faults.soaking import growth, measure_soak
 from faults.trials import Ended, Warm
 
 MEASURES = (
-    *(measure_changes, measure_limits, measure_misreading, measure_permissions),
+    *(measure_changes, measure_commands, measure_limits, measure_misreading, measure_permissions),
     *(measure_races, measure_signals, measure_sizes, measure_soak),
 )
 

@@ -13,6 +13,17 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 HERE = f"{TESTS}:{TESTS.parent}"  # where tests and swatool lie
 ENOUGH = 60.0  # seconds, after which a run hangs
+# Code for a run that has no files without a name, and no folders that change places.
+PLAIN = """
+from swatool.output import publish, renaming, unfinished
+import errno
+
+def unsupported(*_):
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+publish.UNNAMED = 0
+renaming._renameat2 = unsupported
+"""
 
 
 @dataclass(frozen=True)
