@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DataError,
         MismatchError,
         OutputError,
+        SettingError,
         SwatoolError,
         UsageError,
     )
@@ -57,6 +58,7 @@ __all__ = [
     "RecipeReport",
     "Report",
     "Scoring",
+    "SettingError",
     "SoupReport",
     "SoupSettings",
     "SwatoolError",

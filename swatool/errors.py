@@ -2,7 +2,7 @@
 
     SwatoolError             anything below; `exit_code` is what the command line returns
     ├── UsageError        2  the request itself is refused: change the arguments
-    │   └── SettingError     one setting does not take the value that it was given
+    │   └── SettingError  2  one setting does not take the value that it was given
     ├── CheckpointError   3  an input is bad, or changed while it was read: replace the file
     ├── DataError         3  the data set is bad or gives no statistics: repair it, or give more
     ├── MismatchError     4  the inputs do not match each other or the model: choose other inputs

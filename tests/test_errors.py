@@ -11,6 +11,7 @@ EXIT_CODES = {
     "DataError": 3,
     "MismatchError": 4,
     "OutputError": 5,
+    "SettingError": 2,
     "SwatoolError": 1,
     "UsageError": 2,
 }
@@ -27,7 +28,7 @@ def test_every_error_has_the_exit_code_that_is_documented():
         assert name in errors.__all__
         if name != "SwatoolError":
             line = next(line for line in errors.__doc__.splitlines() if f"── {name} " in line)
-            assert line.split()[2] == str(code)
+            assert line.partition(f"── {name} ")[2].split()[0] == str(code)
 
 
 def test_a_mismatch_keeps_every_difference_and_shows_the_first_twenty():

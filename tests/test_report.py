@@ -141,6 +141,7 @@ def test_a_sweep_s_json_holds_the_report_of_each_average():
         "dry_run": False,
         "metric": "acc",
         "mode": "max",
+        "failures": [],
         "outputs": [
             {
                 "values": {"last": "2"},

@@ -37,6 +37,7 @@ Place = Sequence[str | int]  # the way from a dataclass to a value in it: names 
 
 # What stands in quotes is somebody's own.
 OPTION = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")|--(?:no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-o\b""")
+SHOWN_MISTAKES = 20
 WRONG = object()  # stands for a value that could not be made
 # A class that says so is made with `WRONG` in it, too, to tell what else is wrong; nobody else sees that.
 CHECKS_THE_REST = "checks_the_rest"
@@ -80,12 +81,14 @@ def build(cls: type[T], node: Node, where: str, noted: Iterable[tuple[int, str]]
 def refuse(
     mistakes: Collection[tuple[int, str]], where: str, error: Callable[[str], Exception] = UsageError
 ) -> None:
-    """Raise an error if there are mistakes: it tells them in the order of their lines; 0 is no line."""
+    """Raise an error if there are mistakes: it tells the first 20 by line; line 0 is none."""
     lines = [f"line {line}: {what}" if line else what for line, what in sorted(set(mistakes))]
     if len(lines) == 1:
         raise error(f"{where}, {lines[0]}")
     if lines:
-        raise error("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines]))
+        hidden = len(lines) - SHOWN_MISTAKES
+        more = [f"... and {hidden} more"] if hidden > 0 else []
+        raise error("\n  ".join([f"{where} has {len(lines)} mistakes:", *lines[:SHOWN_MISTAKES], *more]))
 
 
 def fields_of(cls: type) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
