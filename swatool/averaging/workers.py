@@ -5,6 +5,8 @@ Reading and torch's operators both release the interpreter lock, so plain thread
 
 from __future__ import annotations
 
+import mmap
+import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -19,6 +21,8 @@ from swatool.errors import OutputError, SwatoolError
 
 __all__ = ["Worker", "run_blocks"]
 
+MOST_STACK = 64 << 20  # a limit beyond that is no reason to do without threads
+FIRST_WORDS = 2 << 20
 TICK = 0.1  # seconds between two reports of progress
 
 
@@ -86,12 +90,30 @@ def _started(
 ) -> Iterator[Future[None]]:
     """Start a thread for each worker; if the system has not so many, the others do all the work."""
     for number, worker in enumerate(workers):
+        if not _has_room_for_a_thread():
+            if number == 0:
+                raise MemoryError
+            return
         try:
             yield pool.submit(_work, worker, source, device)
         except RuntimeError as error:
             if number == 0:
                 raise OutputError(f"cannot start a thread: {error}") from error
             return
+
+
+def _has_room_for_a_thread() -> bool:
+    """Tell whether there is memory for a thread's stack and a little more.
+
+    Python waits for ever for a thread that had its stack, and no memory for its first words.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = MOST_STACK if limit == resource.RLIM_INFINITY else min(limit, MOST_STACK)
+    try:
+        mmap.mmap(-1, stack + FIRST_WORDS).close()  # takes addresses only, and no memory
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _work(worker: Worker, source: _Shared, device: torch.device) -> None:

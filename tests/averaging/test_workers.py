@@ -1,10 +1,14 @@
 """Threads that share blocks: all of them, fewer than asked for, or none; and what becomes of their errors."""
 
+import errno
+import mmap
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from swatool.averaging import workers
 from swatool.averaging.workers import run_blocks
 from swatool.errors import CheckpointError, OutputError
 
@@ -68,3 +72,34 @@ def test_the_error_of_a_worker_is_raised(error, kind):
     with pytest.raises(kind) as caught:
         run(Worker(error), Worker(error))
     assert caught.type is kind
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_no_thread_is_begun_that_has_no_room_for_its_first_words(room, monkeypatch):
+    tried = []
+
+    def has_room():
+        tried.append(True)
+        return len(tried) <= room
+
+    monkeypatch.setattr(workers, "_has_room_for_a_thread", has_room)
+    if room:
+        assert run(Worker(), Worker(), Worker()) == [*BLOCKS]
+    else:
+        with pytest.raises(MemoryError):
+            run(Worker(), Worker(), Worker())
+
+
+def test_room_for_a_thread_is_addresses(monkeypatch):
+    asked = []
+
+    def mapped(_, length):
+        asked.append(length)
+        if len(asked) > 1:
+            raise OSError(errno.ENOMEM, "none")
+        return mmap.mmap(-1, 1)
+
+    monkeypatch.setattr(workers, "mmap", SimpleNamespace(mmap=mapped))
+    monkeypatch.setattr(workers.resource, "getrlimit", lambda _: (8 << 20, -1))
+    assert [workers._has_room_for_a_thread() for _ in range(2)] == [True, False]
+    assert min(asked) > 8 << 20
