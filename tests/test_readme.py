@@ -118,7 +118,7 @@ def test_make_targets_exist_and_are_run_by_the_gate():
     gate = (ROOT / ".ci" / "run").read_text()
     for target in set(re.findall(r"make ([a-z][a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-        # `check` runs the tests, which are short forms of these; guided by coverage, they need a package more.
+        # `check` runs the tests, which are short forms of these; the last needs a package more.
         apart = ("test", "bench-reliability", "fuzz", "fuzz-guided")
         assert f"make {target}" in gate or target in apart, target
     assert re.search(r"^check:.*\btest\b", makefile, re.MULTILINE)

@@ -10,12 +10,12 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from swatool.errors import CheckpointError, OutputError, printable
 from swatool.tensors import Buffer
 
-__all__ = ["LocalFile", "LocalFiles", "LocalFolder", "leads_outside"]
+__all__ = ["LocalFile", "LocalFiles", "LocalFolder", "is_link_outside", "leads_outside", "open_regular"]
 
 MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
 SPARE_DESCRIPTORS = 64  # what the rest of the process may still open
@@ -199,6 +199,23 @@ class LocalFolder:
 def leads_outside(name: str) -> bool:
     """Tell whether what should be the name of a file in a folder is a path, or no name at all."""
     return name in ("", ".", "..") or not set(name).isdisjoint("/\\\0")
+
+
+def is_link_outside(folder: str, name: str) -> bool:
+    """Tell whether a name is a link out of its folder, other than to where the hub's cache keeps the file."""
+    home, real = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    cache, _, revision = home.rpartition("/snapshots/")
+    blobs = os.path.join(cache, "blobs") if revision else home
+    return os.path.commonpath([home, real]) != home and os.path.dirname(real) != blobs
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, and wait for no pipe; OSError if it is none, or cannot be opened."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
 
 
 def _open(path: str) -> int:

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -98,9 +99,11 @@ def main() -> None:
         if set(asked_for) & set(ENDING_AT_ONCE) and not runs_others and isinstance(ended.code, int):
             _end_at_once(ended.code)
         raise
-    except (MemoryError, ImportError) as error:  # no command has begun that would take care of them
-        sys.stderr.write(f"error: the system failed: {str(error) or 'out of memory'}\n")
-        raise SystemExit(OutputError.exit_code) from None
+    except (MemoryError, ImportError, OSError) as error:  # no command has begun that would take care of them
+        with suppress(OSError):
+            sys.stderr.write(f"error: the system failed: {str(error) or 'out of memory'}\n")
+            sys.stderr.flush()
+        os._exit(OutputError.exit_code)  # what stands in a stream that cannot be written would be tried again
 
 
 def _end_at_once(code: int) -> None:

@@ -123,10 +123,9 @@ def _with_notes(message: str, error: BaseException) -> str:
 
 def tell_error(message: str, code: int, as_json: bool) -> typer.Exit:
     """Say on stderr what went wrong, and return what ends the command with that exit code."""
-    if as_json:
-        typer.echo(json.dumps({"schema": 1, "error": message, "exit_code": code}), err=True)
-    else:
-        typer.echo(f"error: {message}", err=True)
+    said = json.dumps({"schema": 1, "error": message, "exit_code": code}) if as_json else f"error: {message}"
+    with suppress(OSError):  # where stderr is full, the exit code still tells
+        typer.echo(said, err=True)
     return typer.Exit(code)
 
 

@@ -76,6 +76,8 @@ class Decoder:
             sample = Sample(one.name, one.decode(), one.image)
         except DataError as error:
             return str(error)
+        except UsageError as error:
+            raise UsageError(f"{printable(one.name)}: {error}") from error
         if self._first is None:
             self._check_size(sample)
             # Its values are not needed again, and would be kept as long as the data set is.

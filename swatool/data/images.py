@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swatool.data.files import open_file, telling_of_data
-from swatool.data.options import DataOptions
+from swatool.data.options import DEFAULT_BATCH_SIZE, MAX_BATCH, DataOptions
 from swatool.data.pixels import BYTE
 from swatool.errors import DataError, UsageError, printable
 
@@ -28,8 +28,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow warns above it
+MAX_PIXELS = 1 << 25  # more than cameras give; decoded, with what is made of it, half a gigabyte
 MAX_BYTES = 256 << 20  # of a file
+BYTES_OF_PIXEL = 12  # three channels in float32
 DEEP_MODES = ("I", "F")  # and I;16...: more than 8 bits, which Pillow would clip rather than scale
 
 # What decoders raise for damaged files. Pillow promises little, and its plugins less.
@@ -83,9 +84,11 @@ def decode_image(data: bytes, options: DataOptions) -> Tensor:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size)
+            if options.size is None:
+                _check_batch(*image.size, options)
             if image.mode in DEEP_MODES or image.mode.startswith("I;"):
                 raise DataError(f"its pixels have more than 8 bits (mode {image.mode})")
-            return _tensor(_resized(image.convert("RGB"), options.size))
+            return _tensor(_resized(image if image.mode == "RGB" else image.convert("RGB"), options.size))
     except Image.DecompressionBombError as error:
         raise DataError(f"it has more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:  # its own words give the address of a buffer
@@ -97,6 +100,17 @@ def decode_image(data: bytes, options: DataOptions) -> Tensor:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(f"it has {width} x {height} pixels, and at most {MAX_PIXELS:,} are decoded")
+
+
+def _check_batch(width: int, height: int, options: DataOptions) -> None:
+    """Refuse a batch of such images before the first is decoded."""
+    count = options.batch_size or DEFAULT_BATCH_SIZE
+    nbytes = count * width * height * BYTES_OF_PIXEL
+    if nbytes > MAX_BATCH:
+        raise UsageError(
+            f"{count:,} images of {width} x {height} pixels have {nbytes:,} bytes, more than {MAX_BATCH:,}: "
+            "give a smaller --batch-size or a --size"
+        )
 
 
 def _resized(image: Image, size: int | tuple[int, int] | None) -> Image:
@@ -119,6 +133,6 @@ def _resized(image: Image, size: int | tuple[int, int] | None) -> Image:
 
 def _tensor(image: Image) -> Tensor:
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return (
-        pixels.view(image.height, image.width, 3).permute(2, 0, 1).to(torch.float32).div_(BYTE).contiguous()
-    )
+    # As bytes first: a second copy of the floats would take four times as much.
+    channels = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+    return channels.to(torch.float32).div_(BYTE)

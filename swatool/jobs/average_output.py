@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from swatool.averaging.plan import Plan
 from swatool.averaging.policies import Policies
-from swatool.checkpoints.files import LocalFiles, LocalFolder
+from swatool.checkpoints.files import LocalFiles, LocalFolder, is_link_outside
 from swatool.checkpoints.hf_folder import is_index
 from swatool.checkpoints.opening import Checkpoint, Reading
 from swatool.choices import check_choices, choice
-from swatool.errors import UsageError, printable
+from swatool.errors import CheckpointError, UsageError, printable
 from swatool.jobs.likeness import lay_out_like, read_likeness
 from swatool.output.dcp_folder import lay_out_dcp
 from swatool.output.hf_folder import DEFAULT_SHARD_SIZE, lay_out_shards, parse_size
 from swatool.output.layout import Layout, OutputTensor, one_file, together
 from swatool.output.safetensors_file import lay_out
-from swatool.output.sidecars import read_sidecars, sidecar_warnings, with_dtype
+from swatool.output.sidecars import SIDECARS, read_sidecars, sidecar_warnings, with_dtype
 from swatool.output.torch_file import lay_out_torch
 from swatool.output.writing import check_output
 
@@ -200,6 +200,12 @@ def _sidecars(newest: str, dtype: str) -> dict[str, bytes]:
         folder, name = os.path.split(newest)
         if name not in WHOLE_MODELS and not is_index(name):
             return {}
+    for name in SIDECARS:
+        if is_link_outside(folder or os.curdir, name):
+            raise CheckpointError(
+                f"{printable(os.path.join(folder, name))} is a link out of its folder, and what a stranger "
+                "may have linked is not copied: put the file itself there, or pass --no-sidecars"
+            )
     with closing(LocalFiles()) as files:
         found = read_sidecars(LocalFolder(folder or os.curdir, files))
         files.check_unchanged()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swatool.averaging.coefficients import coefficient_warnings, needs_float64
@@ -81,6 +81,7 @@ def plan_averages(
     """
     chosen = [_choose(opened, request) for request in requests]
     inputs = {key for checkpoint in opened for key in checkpoint.files.keys}
+    inputs |= {key for request in requests for key in _named_beside(request.settings)}
     if digests is None:
         digests = {id(one): UNKNOWN for one in opened if requests[0].settings.checksum}
     # What needs wider sums is computed apart, so that it changes nothing of the others.
@@ -102,6 +103,14 @@ def _with_room(found: list[list[AverageJob]], *, dry_run: bool) -> list[list[Ave
         told = dataclasses.replace(first, warnings=(*first.warnings, f"all together: {error}"))
         return [[told, *rest], *found[1:]]
     return found
+
+
+def _named_beside(settings: AverageSettings) -> Iterator[tuple[int, int]]:
+    """Yield device and inode of what is read besides the checkpoints."""
+    for path in (settings.metrics, settings.like):
+        if path is not None and os.path.isfile(path):
+            status = os.stat(path)
+            yield status.st_dev, status.st_ino
 
 
 def _choose(opened: Sequence[Checkpoint], request: Request) -> _Chosen:

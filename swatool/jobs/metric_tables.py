@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 
+from swatool.checkpoints.files import open_regular
 from swatool.errors import UsageError, printable
 from swatool.recipe.yaml_text import plain, read_yaml
 
@@ -32,7 +33,7 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
     """
     where = printable(os.fspath(path))
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 
+from swatool.checkpoints.files import open_regular
 from swatool.errors import SettingError, SwatoolError, UsageError, printable
 from swatool.jobs.recipe_model import Recipe
 from swatool.recipe.building import Place, build, placed, refuse
 from swatool.recipe.overriding import overridden
 from swatool.recipe.variables import filled
-from swatool.recipe.yaml_text import MAX_BYTES, Node, read_yaml
+from swatool.recipe.yaml_text import Node, read_yaml
 
 __all__ = ["Mistakes", "in_folder_of", "read_recipe", "read_written_recipe"]
+
+MAX_BYTES = 128 << 10  # of a recipe: a second to tell what is wrong with one that is nothing but mistakes
 
 
 def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -94,18 +96,15 @@ def in_folder_of(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _bytes_of(path: str, where: str) -> bytes:
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"the recipe {where} is no file")
-            return file.read(MAX_BYTES + 1)
+        with open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
     except IsADirectoryError as error:
         raise UsageError(f"the recipe {where} is a folder: name the file in it") from error
     except OSError as error:
         raise UsageError(f"cannot read the recipe {where}: {error.strerror}") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe would be waited for
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{where} has more than {MAX_BYTES:,} bytes: no recipe is so long")
+    return data
 
 
 def _spelled_out(document: Node) -> Node:

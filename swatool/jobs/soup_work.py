@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
+from swatool.checkpoints.files import open_regular
 from swatool.errors import CheckFailedError, OutputError, UsageError, printable
 from swatool.jobs.soup_state import SoupState, as_text, from_text
 from swatool.output.unfinished import sync_folder
@@ -86,8 +87,8 @@ def read_state(folder: str) -> SoupState | None:
     """
     path = os.path.join(folder, STATE)
     try:
-        with open(path, encoding="utf-8") as file:
-            state = from_text(file.read(MAX_STATE))
+        with open_regular(path) as file:
+            state = from_text(file.read(MAX_STATE).decode())
     except FileNotFoundError:
         _refuse_foreign(folder)
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
-from swatool.checkpoints.files import LocalFile, LocalFolder
+from swatool.checkpoints.files import LocalFile, LocalFolder, is_link_outside
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.record_checks import has_records
 from swatool.errors import CheckpointError, printable
@@ -73,7 +73,7 @@ def find_checksums(opened: Checkpoint) -> Checksums:
     digests = _read(os.path.join(folder, SUMS))
     own = {os.path.basename(file.path): file for file in opened.files.opened}
     there = [name for name in digests if name in names]
-    leading_out = {name: None for name in there if name not in own and _leads_out(folder, name)}
+    leading_out = {name: None for name in there if name not in own and is_link_outside(folder, name)}
     followed = [name for name in there if name not in leading_out]
     files = [own.get(name) or _unopened(os.path.join(folder, name)) for name in followed]
     return Checksums(
@@ -85,14 +85,6 @@ def find_checksums(opened: Checkpoint) -> Checksums:
         unlisted=tuple(name for name in own if name not in digests),
         others=tuple(sorted(names - {*digests, *own, SUMS})),
     )
-
-
-def _leads_out(folder: str, name: str) -> bool:
-    """Whether a name is a link out of its folder, other than to where the hub's cache keeps the file."""
-    home, real = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
-    cache, _, revision = home.rpartition("/snapshots/")
-    blobs = os.path.join(cache, "blobs") if revision else home
-    return os.path.commonpath([home, real]) != home and os.path.dirname(real) != blobs
 
 
 def _unopened(path: str) -> UnopenedFile:

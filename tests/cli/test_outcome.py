@@ -329,6 +329,24 @@ def test_stdout_that_is_full(files):
     assert done.stderr.splitlines() == ["error: the system failed: [Errno 28] No space left on device"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["average", "--help"]])
+def test_what_is_asked_for_and_cannot_be_printed(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "swatool", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr.splitlines() == ["error: the system failed: [Errno 28] No space left on device"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_stderr_that_is_full_changes_no_exit_code(files):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "swatool", "average", files[0], "nothing.pt", "-q"]
+        done = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (3, b"")
+
+
 def test_terminal_that_knows_only_ascii(files):
     for path in files:
         torch.save({"größe": torch.ones(1)}, path)

@@ -117,7 +117,7 @@ class TestSize:
 
 class TestHostile:
     @pytest.mark.parametrize(
-        ("width", "height"), [(10_000, 9000), (20_000, 10_000), (2**31 - 1, 2**31 - 1), (0, 5)]
+        ("width", "height"), [(10_000, 9000), (6000, 5600), (20_000, 10_000), (2**31 - 1, 2**31 - 1), (0, 5)]
     )
     def test_a_bomb(self, pictures, width, height):
         with no_hang(), pytest.raises(DataError):
@@ -129,6 +129,16 @@ class TestHostile:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         with pytest.raises(DataError, match="10000 x 9000 pixels, and at most"):
             decode_image(pictures.bomb(10_000, 9000), PLAIN)
+
+    def test_a_batch_that_would_be_too_large_is_refused_by_the_first_header(self, pictures):
+        data = pictures.bomb(5700, 5700)  # of which nothing but the header is there
+        with pytest.raises(UsageError, match="256 images of 5700 x 5700 pixels have"):
+            decode_image(data, PLAIN)
+        with pytest.raises(UsageError, match="30 images of"):
+            decode_image(data, DataOptions(batch_size=30))
+        for options in (DataOptions(batch_size=20), DataOptions(size=8)):
+            with pytest.raises(DataError):
+                decode_image(data, options)
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
     def test_a_cut_image(self, pictures, kind):

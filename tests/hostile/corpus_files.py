@@ -38,7 +38,7 @@ def something_else():
         ("a broken link", lambda path: path.symlink_to("nowhere"), "cannot open"),
         ("a link to itself", lambda path: path.symlink_to(path.name), "cannot open"),
         ("an empty folder", lambda path: path.mkdir(), "holds no checkpoints|none that holds"),
-        ("nothing", nothing, "cannot open"),
+        ("nothing", nothing, "cannot open|there is no"),
     ):
         yield Case("U1", f"no file: {name}", "bad.pt", make, said)
     for name in ("\x1b[2Jbad.pt", "bad\nerror: x.pt", "\u202ebad.pt", "b" * 240 + ".pt"):

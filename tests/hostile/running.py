@@ -29,6 +29,7 @@ from swatool.cli import COMMANDS, app
 # Made once rather than for each run: that takes longer than most commands.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 MAX_BYTES_OF_OUTPUT = 20_000
+RECIPE = "recipe.yaml"  # JSON, which is YAML, too
 
 
 def commands_of(case):
@@ -67,6 +68,7 @@ def commands_of(case):
     average = ["average", good, case.target, "-o", OUTPUT]
     yield "average", average
     yield "dry-run", [*average, "--dry-run"]
+    yield "recipe", ["run", RECIPE]
     yield "inspect", ["inspect", case.target]
     yield "stats", ["inspect", "--stats", case.target]
     yield "verify", ["verify", case.target]
@@ -85,6 +87,9 @@ def prepare(case):
     from hostile.arrays import npy
 
     Path("rows.npy").write_bytes(npy((2, 2), bytes(range(16))))
+    if case.kind == "checkpoint":
+        inputs = ["good.safetensors" if case.target.endswith(".safetensors") else "good.pt", case.target]
+        Path(RECIPE).write_text(json.dumps({"inputs": inputs, "outputs": OUTPUT}))
     case.make(Path(case.target))
 
 
@@ -161,7 +166,11 @@ def run(case, command, arguments, watch):
         "growth": memory("VmHWM") - idle,
         "events": watch.events[:5],
     }
-    if command in ("average", "recalibrate-bn") and result.exit_code == 0 and os.path.exists(OUTPUT):
+    if (
+        command in ("average", "recipe", "recalibrate-bn")
+        and result.exit_code == 0
+        and os.path.exists(OUTPUT)
+    ):
         os.unlink(OUTPUT)
     now = listing()
     told["left"] = sorted(set(now) - set(before) - {f"./{case.target}"})

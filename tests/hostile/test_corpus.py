@@ -42,7 +42,17 @@ def test_a_hostile_input_is_refused_by_every_command(by_case, name):
 
 
 def test_every_command_reads_every_case(by_case):
-    commands = {"average", "dry-run", "inspect", "stats", "verify", "diff", "reversed", "recalibrate-bn"}
+    commands = {
+        "average",
+        "dry-run",
+        "recipe",
+        "inspect",
+        "stats",
+        "verify",
+        "diff",
+        "reversed",
+        "recalibrate-bn",
+    }
     for name, case in CASES.items():
         expected = {one for one in commands if case.code(one) >= 0}
         if case.kind != "checkpoint":

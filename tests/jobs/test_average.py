@@ -874,3 +874,30 @@ def test_posthoc_ema_takes_averages_by_power_ema_as_they_are(tmp_path):
     assert (got - wanted).norm() < 0.05 * wanted.norm()
     with pytest.raises(UsageError, match="is itself an average by swatool"):
         average(paths, tmp_path / "mean.safetensors")
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("option", ["metrics", "like"])
+def test_what_is_read_besides_is_never_replaced(tmp_path, option, link):
+    files = write_all(tmp_path, [{"w": torch.ones(2)}] * 3)
+    table = tmp_path / "m.csv"
+    table.write_text("step,acc\n0,1\n1,2\n2,3\n")
+    given = {"like": tmp_path / "like.pt"} if option == "like" else {"metrics": table}
+    save(tmp_path / "like.pt", {"w": torch.ones(2)})
+    (read,) = given.values()
+    output = tmp_path / ("linked.pt" if link else read.name)
+    if link:
+        os.link(read, output)
+    before = read.read_bytes()
+    choice = {"best": 2, "metric": "acc", "mode": "max"} if option == "metrics" else {}
+    kind = {"format": "pt"}
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        average(
+            files,
+            output,
+            overwrite=True,
+            **{name: str(path) for name, path in given.items()},
+            **choice,
+            **kind,
+        )
+    assert read.read_bytes() == before

@@ -405,3 +405,17 @@ def test_the_count_of_an_averaged_model_is_told_to_be_missing(tmp_path):
         torch.save(averaged.state_dict(), tmp_path / f"{step}.pt")
     report = average(tmp_path, tmp_path / "out.pt", like=str(tmp_path / "1.pt"))
     assert any("n_averaged of" in warning and "left out" in warning for warning in report.warnings)
+
+
+def test_a_sidecar_that_is_linked_from_elsewhere_is_not_copied(tmp_path):
+    inputs = save_all(tmp_path, states())
+    (tmp_path / "secret").write_text("{}")
+    config = inputs[2] / "config.json"
+    config.symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        average(inputs, f"{tmp_path}/out/")
+    config.unlink()
+    (config.parent / "real.json").write_text("{}")
+    config.symlink_to("real.json")
+    average(inputs, f"{tmp_path}/out/")
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"

@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from hanging import no_hang
 
 from swatool.checkpoints.selection import DatedCheckpoint
 from swatool.errors import MismatchError, UsageError
@@ -171,4 +172,10 @@ def test_nan_beside_a_number_is_never_dropped(tmp_path, values):
     rows = [f"{names[0]},{value}" for value in values] + [f"{name},0.1" for name in names[1:]]
     (tmp_path / "m.csv").write_text("\n".join(["checkpoint,acc", *rows]))
     with pytest.raises(UsageError, match="has several values of 'acc'"):
+        metric_values(RUN, "acc", tmp_path / "m.csv")
+
+
+def test_a_table_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.csv")
+    with no_hang(), pytest.raises(UsageError, match="it is no regular file"):
         metric_values(RUN, "acc", tmp_path / "m.csv")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from hanging import no_hang
 from safetensors.torch import load_file, save_file
 
 import swatool
@@ -641,3 +642,11 @@ def test_different_numbers_are_not_compared():
     with pytest.raises(CheckFailedError, match=r"gives 'acc' of 'run/m-\d\.pt' and 'loss' of .* cannot be"):
         soup("run", "soup.pt", scoring=Scoring(evaluate="flip.py:score", mode="max"))
     assert not os.path.exists("soup.pt")
+
+
+def test_a_state_that_is_a_pipe_is_refused_and_not_waited_for():
+    make_members(count=3)
+    os.mkdir(work_folder("soup.pt"))
+    os.mkfifo(os.path.join(work_folder("soup.pt"), "state.json"))
+    with no_hang(), pytest.raises(OutputError, match="it is no regular file"):
+        soup("run", "soup.pt", scoring=scoring())
