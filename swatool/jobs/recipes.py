@@ -77,7 +77,6 @@ def run_recipe(
     told = on_part or _ignore
     with in_folder_of(path), _noting_what_was_written(recipe):
         models = check_recipe(recipe, os.path.basename(path), mistakes, import_code=not dry_run)
-
         is_planned = False
 
         def planned(report: RecipeReport) -> RecipeReport:

@@ -18,6 +18,7 @@ from swatool.errors import (
     DataError,
     MismatchError,
     OutputError,
+    SettingError,
     SwatoolError,
     UsageError,
 )
@@ -449,14 +450,14 @@ def test_dry_run_writes_and_runs_nothing():
         ({"evaluate": "mine.py:text"}, UsageError, "returned 'str'"),
         ({"evaluate": "mine.py:broken"}, UsageError, "ZeroDivisionError: no images"),
         ({"forward": "mine.py:SOURCE"}, UsageError, "SOURCE"),
-        ({"mode": "fast"}, UsageError, "--mode"),
-        ({"dtype": "int8"}, UsageError, "--dtype"),
-        ({"tolerance": 0.0}, UsageError, "--tolerance"),
+        ({"mode": "fast"}, SettingError, "--mode"),
+        ({"dtype": "int8"}, SettingError, "--dtype"),
+        ({"tolerance": 0.0}, SettingError, "--tolerance"),
         ({"tolerance": 0.1, "mode": "torch"}, UsageError, "--tolerance"),
         ({"higher_is_better": True}, UsageError, "--eval"),
         ({"skip": ("head*",)}, UsageError, "head"),
         ({"skip": "5"}, UsageError, "skip"),
-        ({"device": "tpu"}, UsageError, "--device"),
+        ({"device": "tpu"}, SettingError, "--device"),
         ({"output": "no/folder/x"}, OutputError, "no/folder"),
         ({"output": "averaged.pt", "overwrite": True}, UsageError, "one of the inputs"),
         ({"output": "mine.py"}, UsageError, "one of the inputs"),
@@ -467,7 +468,7 @@ def test_what_is_refused_leaves_nothing_behind(work, options, error, said):
     before = {name: (work / name).read_bytes() for name in ("averaged.pt", "mine.py")}
     with pytest.raises(SwatoolError) as caught:
         recalibrate(**options)
-    assert isinstance(caught.value, error), caught.value
+    assert type(caught.value) is error, caught.value
     assert said in str(caught.value)
     assert {name: (work / name).read_bytes() for name in os.listdir() if name != "__pycache__"} == before
 

@@ -320,34 +320,28 @@ def test_the_schema_names_the_words_that_a_key_takes():
     assert re.fullmatch(parts["Machine"]["properties"]["device"]["pattern"][1:-1], "cuda:1")
 
 
+OUT_OF_RANGE = """inputs: run
+outputs:
+- path: a.safetensors
+  method: ema-warmup
+  parameters:
+    decay: 2
+    power: -1
+"""
+
+
 def test_every_value_out_of_range_is_told_beside_others():
-    assert told_by("""inputs: run
-select: {last: 0, every: -1, firts: 3}
-run: {threads: 0}
-outputs:
-- path: a.safetensors
-  method: ema-warmup
-  parameters:
-    decay: 2
-    power: -1
-""") == [
-        "line 2: select.every must be a whole number of at least 1, not -1",
-        "line 2: select.firts is unknown; did you mean first?",
-        "line 2: select.last must be a whole number of at least 1, not 0",
-        "line 3: run.threads must be from 1 to 1,024, not 0",
-        "line 8: outputs[0].parameters.decay: decay must lie in [0, 1], not 2.0",
-        "line 9: outputs[0].parameters.power: power must be a finite number above 0, not -1.0",
-    ]
-    assert told_by("""inputs: run
-outputs:
-- path: a.safetensors
-  method: ema-warmup
-  parameters:
-    decay: 2
-    power: -1
-""") == [
+    found = [
         "line 6: outputs[0].parameters.decay: decay must lie in [0, 1], not 2.0",
         "line 7: outputs[0].parameters.power: power must be a finite number above 0, not -1.0",
+    ]
+    assert told_by(OUT_OF_RANGE) == found
+    assert told_by(f"{OUT_OF_RANGE}select: {{last: 0, every: -1, firts: 3}}\nrun: {{threads: 0}}\n") == [
+        *found,
+        "line 8: select.every must be a whole number of at least 1, not -1",
+        "line 8: select.firts is unknown; did you mean first?",
+        "line 8: select.last must be a whole number of at least 1, not 0",
+        "line 9: run.threads must be from 1 to 1,024, not 0",
     ]
 
 
@@ -430,11 +424,11 @@ def test_a_variable_may_stand_for_a_number_or_a_flag(monkeypatch):
         ),
         (
             "inputs: run\noutputs: {path: 'a-{decay}', method: ema, sweep: {decay: [0.9, 2]}}",
-            "outputs[0].parameters.decay: decay must lie in [0, 1], not 2",
+            "line 2: outputs[0]: decay must lie in [0, 1], not 2",
         ),
     ],
 )
 def test_places_and_names(text, said):
     with pytest.raises(UsageError) as caught:
         read(text)
-    assert said in str(caught.value) or said.replace(".parameters.decay", "") in str(caught.value)
+    assert said in str(caught.value)
