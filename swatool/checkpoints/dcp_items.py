@@ -6,14 +6,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from swatool.checkpoints.contents import TensorDescriptor
-from swatool.checkpoints.dcp_metadata import Item
+from swatool.checkpoints.dcp_parts import Item
 from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.checkpoints.zip_records import CENTRAL, END, IN_ZIP64_32
 from swatool.errors import CheckpointError, printable
-from swatool.tensors import Buffer, Extent, Folder, Source, StoredTensor
+from swatool.tensors import Buffer, DType, Extent, Folder, Source, StoredTensor
 
-__all__ = ["ItemReader"]
+__all__ = ["ItemReader", "KnownItems"]
 
 WINDOW = 2048  # bytes in which a small item's directory, or its pickle, lies
 MAX_KNOWN = 2000
@@ -59,6 +59,15 @@ class Part:
             raise CheckpointError(f"{printable(self.path)} is damaged: a part in it ends too early")
 
 
+class Held(NamedTuple):
+    """What an item holds: a tensor, and its runs of bytes by their places in the item and their lengths."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    runs: tuple[tuple[int, int], ...]
+
+
 class Alike(NamedTuple):
     """An item that was read, to tell others by that are the same but for their elements.
 
@@ -67,14 +76,18 @@ class Alike(NamedTuple):
         directory: where its directory begins.
         spans: what of the directory must be the same; the rest is the checksums of what is not read here.
         entries: those bytes, span by span.
-        stored: what it holds.
+        held: what it holds.
     """
 
     head: bytes
     directory: int
     spans: tuple[tuple[int, int], ...]
     entries: Sequence[bytes]
-    stored: StoredTensor
+    held: Held
+
+
+# By the item's length, and what it should hold.
+KnownItems = dict[tuple[int, Hashable], Alike | None]
 
 
 class ItemReader:
@@ -84,12 +97,12 @@ class ItemReader:
     are compared with it instead of being taken apart, which takes a tenth of the time.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, known: KnownItems) -> None:
+        """Read items of a folder; `known` are those of this one or another to compare with, and grow."""
         self._folder = folder
+        self._known = known
         self._names = frozenset(folder.names)
         self._opened: dict[str, Source] = {}
-        # By the item's length, and what it should hold.
-        self._known: dict[tuple[int, Hashable], Alike | None] = {}
 
     def locate(self, item: Item, expected: Hashable) -> StoredTensor:
         """Return the one tensor that an item holds.
@@ -105,14 +118,14 @@ class ItemReader:
         key = (item.nbytes, expected)
         known = self._known.get(key)
         if known is not None and _is_alike(whole, item, known):
-            stored = known.stored
+            held = known.held
         else:
             part = Part(whole, item.offset, item.nbytes)
-            stored = _read(part)
+            held = _read(part)
             if known is None and len(self._known) < MAX_KNOWN:
-                self._known[key] = _taken_as_a_model(part, stored)
-        extents = tuple([Extent(whole, item.offset + begin, nbytes) for _, begin, nbytes in stored.extents])
-        return StoredTensor(stored.dtype, stored.shape, extents, stored.strides)
+                self._known[key] = _taken_as_a_model(part, held)
+        extents = tuple([Extent(whole, item.offset + begin, nbytes) for begin, nbytes in held.runs])
+        return StoredTensor(held.dtype, held.shape, extents, held.strides)
 
     def _open(self, item: Item) -> Source:
         if item.file not in self._names:  # nor is any path that leads out of the folder
@@ -140,26 +153,28 @@ def _not_there(folder: str, file: str) -> CheckpointError:
     )
 
 
-def _read(part: Part) -> StoredTensor:
+def _read(part: Part) -> Held:
     """Take an item apart."""
     contents = read_torch_file(part)
     if not isinstance(contents.root, TensorDescriptor):
         raise CheckpointError(
             f"{printable(part.path)} is damaged: the part at byte {part.begin:,} of it is no tensor"
         )
-    return contents.locate(contents.root)
+    stored = contents.locate(contents.root)
+    runs = tuple([(begin, nbytes) for _, begin, nbytes in stored.extents])
+    return Held(stored.dtype, stored.shape, stored.strides, runs)
 
 
-def _taken_as_a_model(part: Part, stored: StoredTensor) -> Alike | None:
+def _taken_as_a_model(part: Part, held: Held) -> Alike | None:
     """Return what others are compared with; None for an item that is not short around its elements."""
-    begin = stored.extents[0].offset if stored.extents else 0
+    begin = held.runs[0][0] if held.runs else 0
     directory = END.unpack(part.read(part.size - END.size, END.size))[DIRECTORY_FIELD]
     # Beyond 4 GiB, where the directory begins is written elsewhere.
     if directory == IN_ZIP64_32 or begin > WINDOW or part.size - directory > WINDOW:
         return None
     data = part.read(directory, part.size - directory)
     spans = tuple(_spans_without_checksums(data))
-    return Alike(part.read(0, begin), directory, spans, _cut(data, spans), stored)
+    return Alike(part.read(0, begin), directory, spans, _cut(data, spans), held)
 
 
 def _spans_without_checksums(directory: bytes) -> Iterator[tuple[int, int]]:

@@ -6,25 +6,26 @@ whose fields are checked before they are used.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from swatool.checkpoints.contents import Opaque
+from swatool.checkpoints.dcp_parts import Chunk, Item, Lengths, Part, are_lengths
+from swatool.checkpoints.dcp_tiles import fault_of
 from swatool.checkpoints.pickle_descriptors import next_descriptors
 from swatool.checkpoints.pickle_records import Record
 from swatool.errors import CheckpointError, printable
-from swatool.tensors import DTYPES, DType, Source
+from swatool.tensors import DTYPES, DType
 
-__all__ = ["NOTES", "Chunk", "Item", "Metadata", "TensorEntry", "are_lengths", "read_metadata"]
+__all__ = ["NOTES", "Metadata", "TensorEntry", "interpreted"]
 
 MAX_BYTES = 256 << 20
 MAX_PARTS = 1_000_000  # of tensors, and what is said of each; more may not take more memory
 BYTES_OF_EACH = 32  # at least, as torch writes them
-MAX_RANK = 64
-MAX_LENGTH = 2**63
 MAX_DEPTH = 64
+KNOWN_CUTS = 64
 NOTES = "swatool_notes"  # an attribute of swatool's own outputs, which torch does not look at
 
 HOMES = ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.checkpoint.metadata")
@@ -41,23 +42,6 @@ RECORDS = frozenset(
     }
 )
 
-Lengths = tuple[int, ...]
-
-
-class Chunk(NamedTuple):
-    """A part of a tensor: where in the tensor it begins, and its shape."""
-
-    offsets: Lengths
-    lengths: Lengths
-
-
-class Item(NamedTuple):
-    """Where the file of one part lies: a range of bytes in a file of the folder."""
-
-    file: str
-    offset: int
-    nbytes: int
-
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
@@ -66,7 +50,7 @@ class TensorEntry:
     Attributes:
         dtype: element type; a name for one that cannot be averaged.
         shape: length of each dimension.
-        chunks: the parts, still as they were found; `chunks_of` checks them.
+        chunks: the parts, still as they were found; `parts_of` checks them.
     """
 
     dtype: DType | str
@@ -76,10 +60,9 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """All that a `.metadata` says.
+    """All that a `.metadata` says, whichever folder it lies in.
 
     Attributes:
-        where: the file, fit to be printed, for messages.
         tensors: what there is, by name.
         others: names of what is no tensor: pickles, which stay unread.
         items: where each part of each tensor lies, by the tensor's name and the part's offsets.
@@ -87,32 +70,68 @@ class Metadata:
         notes: texts that swatool keeps in its own outputs.
     """
 
-    where: str
     tensors: Mapping[str, TensorEntry]
     others: tuple[str, ...]
     items: Mapping[tuple[str, Lengths], Item]
     paths: Mapping[str, tuple[str | int, ...]]
     notes: Mapping[str, str]
+    _parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    # Most tensors are cut as some other one is.
+    _fault_of: Callable[[tuple[Chunk, ...], Lengths], str] = field(
+        default_factory=lambda: functools.lru_cache(KNOWN_CUTS)(fault_of)
+    )
 
-    def chunks_of(self, name: str) -> list[Chunk]:
-        """Return a tensor's parts; CheckpointError if they are not boxes of its rank."""
+    def parts_of(self, name: str, where: str) -> tuple[Part, ...]:
+        """Return a tensor's parts, none of them empty.
+
+        They are checked once, as checkpoints may share one description.
+
+        Args:
+            name: the tensor's name.
+            where: the file, fit to be printed, for messages.
+
+        Raises:
+            CheckpointError: they are no boxes of its rank, do not make it up, or are stored nowhere.
+        """
+        parts = self._parts.get(name)
+        if parts is None:
+            parts = self._parts[name] = self._checked_parts(name, where)
+        return parts
+
+    def _checked_parts(self, name: str, where: str) -> tuple[Part, ...]:
         entry = self.tensors[name]
         rank = len(entry.shape)
-        return [_chunk(found, rank, name, self.where) for found in entry.chunks]
+        found = [_chunk(one, rank, name, where) for one in entry.chunks]
+        # A rank that got nothing of a tensor stores an empty part of it.
+        chunks = tuple([chunk for chunk in found if 0 not in chunk.lengths])
+        fault = self._fault_of(chunks, entry.shape)
+        if fault:
+            raise CheckpointError(f"it {fault}: {where} is damaged")
+        return tuple([Part(chunk, self._item_of(name, chunk, where)) for chunk in chunks])
+
+    def _item_of(self, name: str, chunk: Chunk, where: str) -> Item:
+        item = self.items.get((name, chunk.offsets))
+        if item is None:
+            raise CheckpointError(f"its part at {list(chunk.offsets)} is stored nowhere: {where} is damaged")
+        return item
 
 
-def read_metadata(source: Source) -> Metadata:
+def interpreted(read: Callable[[int, int], bytes], size: int, where: str) -> Metadata:
     """Interpret the `.metadata` of a folder.
+
+    Args:
+        read: gives its bytes, by their position and number, or fewer where a piece of it ends.
+        size: its length in bytes.
+        where: the file, fit to be printed, for messages.
 
     Raises:
         CheckpointError: it is too large, damaged or hostile, or describes something else.
     """
-    where = printable(source.path)
-    if source.size > MAX_BYTES:
-        raise CheckpointError(f"{where} has {source.size:,} bytes; at most {MAX_BYTES:,} are read")
-    earning = min(MAX_PARTS, source.size // BYTES_OF_EACH)
-    root, end = next_descriptors(source.read, (0, source.size), where, records=RECORDS, earning=earning)
-    if end != source.size:
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{where} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+    earning = min(MAX_PARTS, size // BYTES_OF_EACH)
+    root, end = next_descriptors(read, (0, size), where, records=RECORDS, earning=earning)
+    if end != size:
         raise CheckpointError(f"{where} is damaged: it goes on after its end")
     fields = _fields(root, "Metadata", where)
     entries, items = fields.get("state_dict_metadata"), fields.get("storage_data")
@@ -126,7 +145,7 @@ def read_metadata(source: Source) -> Metadata:
     # Each part has an item of its own; a list of parts that many tensors share would be long to check.
     if sum(len(entry.chunks) for entry in tensors.values()) > len(found):
         raise CheckpointError(f"{where} is damaged: it describes more parts of tensors than it places")
-    return Metadata(where, tensors, others, found, _paths(fields, {*tensors, *others}, where), _notes(fields))
+    return Metadata(tensors, others, found, _paths(fields, {*tensors, *others}, where), _notes(fields))
 
 
 def _fields(value: object, kind: str, where: str) -> dict[str, object]:
@@ -228,14 +247,6 @@ def _notes(fields: Mapping[str, object]) -> Mapping[str, str]:
     found = fields.get(NOTES)
     pairs = found.items() if type(found) is dict else ()
     return {name: text for name, text in pairs if type(name) is str and type(text) is str}
-
-
-def are_lengths(value: object) -> TypeGuard[Lengths]:
-    """Tell whether this is a tuple of lengths or offsets, of a rank that tensors have."""
-    # By type, because True is an int to Python.
-    if type(value) is not tuple or len(value) > MAX_RANK or not set(map(type, value)) <= {int}:
-        return False
-    return not value or (min(value) >= 0 and max(value) < MAX_LENGTH)
 
 
 def _damaged(name: str, where: str, what: str) -> CheckpointError:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
-from swatool.checkpoints.dcp_metadata import Chunk, are_lengths
+from swatool.checkpoints.dcp_parts import Chunk, are_lengths
 from swatool.checkpoints.dcp_tiles import Tile, fault_of, joined
 from swatool.checkpoints.safetensors_file import read_safetensors
 from swatool.errors import CheckpointError, printable

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swatool.checkpoints.dcp_metadata import Chunk
+from swatool.checkpoints.dcp_parts import Chunk
 from swatool.errors import CheckpointError
 from swatool.tensors import Box, DType, StoredTensor
 

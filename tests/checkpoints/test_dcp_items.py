@@ -7,7 +7,7 @@ import torch
 
 from swatool.checkpoints import dcp_items
 from swatool.checkpoints.dcp_items import ItemReader
-from swatool.checkpoints.dcp_metadata import Item
+from swatool.checkpoints.dcp_parts import Item
 from swatool.checkpoints.files import LocalFiles, LocalFolder
 from swatool.checkpoints.torch_file import read_torch_file
 from swatool.errors import CheckpointError
@@ -45,7 +45,7 @@ def full_readings(monkeypatch):
 def test_reads_items_one_after_the_other(tmp_path):
     values = [torch.rand(3, 4), torch.arange(5), torch.rand(6, 2).t(), torch.rand(1000), torch.rand(())]
     folder, places = folder_of(tmp_path, *map(item, values))
-    reader = ItemReader(folder)
+    reader = ItemReader(folder, {})
     for value, place in zip(values, places, strict=True):
         assert torch.equal(read_tensor(reader.locate(place, value.shape)), value)
 
@@ -53,7 +53,7 @@ def test_reads_items_one_after_the_other(tmp_path):
 def test_items_that_are_alike_are_not_taken_apart_again(tmp_path, full_readings):
     values = [torch.rand(3, 4) for _ in range(50)]
     folder, places = folder_of(tmp_path, *map(item, values))
-    reader = ItemReader(folder)
+    reader = ItemReader(folder, {})
     for value, place in zip(values, places, strict=True):
         assert torch.equal(read_tensor(reader.locate(place, value.shape)), value)
     assert len(full_readings) == 1
@@ -63,14 +63,14 @@ def test_items_as_long_that_hold_something_else_are_taken_apart(tmp_path, full_r
     values = [torch.rand(3, 4), torch.rand(4, 3), torch.rand(12).to(torch.int32).view(3, 4), torch.rand(3, 4)]
     folder, places = folder_of(tmp_path, *map(item, values))
     assert len({place.nbytes for place in places}) == 1
-    reader = ItemReader(folder)
+    reader = ItemReader(folder, {})
     for value, place in zip(values, places, strict=True):
         assert torch.equal(read_tensor(reader.locate(place, "the same for all")), value)
     assert len(full_readings) == 3
 
 
 def outcome(folder, place, before=None):
-    reader = ItemReader(folder)
+    reader = ItemReader(folder, {})
     if before is not None:
         reader.locate(before, "key")
     try:
@@ -98,7 +98,7 @@ def test_a_changed_byte_is_judged_as_if_the_item_were_alone(tmp_path):
 def test_refuses_what_is_no_tensor(tmp_path, value):
     folder, (place,) = folder_of(tmp_path, item(value))
     with pytest.raises(CheckpointError, match=r"the part at byte 0 of it is no tensor"):
-        ItemReader(folder).locate(place, None)
+        ItemReader(folder, {}).locate(place, None)
 
 
 def test_reads_nothing_beside_the_item(tmp_path):
@@ -107,10 +107,10 @@ def test_reads_nothing_beside_the_item(tmp_path):
     folder, (first, second) = folder_of(tmp_path, data, data)
     for offset, nbytes in ((10, len(data)), (0, len(data) - 1), (len(data) // 2, len(data))):
         with pytest.raises(CheckpointError):
-            ItemReader(folder).locate(Item(first.file, offset, nbytes), None)
+            ItemReader(folder, {}).locate(Item(first.file, offset, nbytes), None)
     both = Item(first.file, 0, first.nbytes + second.nbytes)
     with pytest.raises(CheckpointError):
-        ItemReader(folder).locate(both, None)
+        ItemReader(folder, {}).locate(both, None)
 
 
 def test_few_reads_for_each_item(tmp_path):
@@ -120,7 +120,7 @@ def test_few_reads_for_each_item(tmp_path):
     reads = []
     original = source.read
     source.read = lambda offset, nbytes: reads.append(nbytes) or original(offset, nbytes)
-    reader = ItemReader(folder)
+    reader = ItemReader(folder, {})
     for place in places:
         reader.locate(place, None)
     assert len(reads) <= 2 * len(places) + 8

@@ -8,7 +8,7 @@ from hanging import no_hang
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swatool.checkpoints.dcp_metadata import Chunk
+from swatool.checkpoints.dcp_parts import Chunk
 from swatool.checkpoints.dcp_tiles import Tile, fault_of, joined
 from swatool.errors import CheckpointError
 from swatool.tensors import DTYPES, Box, Extent, StoredTensor
