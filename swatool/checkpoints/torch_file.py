@@ -20,6 +20,8 @@ __all__ = ["MAX_PICKLE", "read_torch_file"]
 MAX_PICKLE = 64 << 20
 MAX_METADATA = 1 << 20  # as objects, twenty times that
 METADATA = "swatool.json"  # what swatool says of a file that it wrote
+MAX_DIGITS = 16  # that are read of a version
+NEWEST = 10  # torch's kMaxSupportedFileFormatVersion (caffe2/serialize/versions.h); torch.save writes 3
 
 
 def read_torch_file(source: Source) -> Contents:
@@ -30,6 +32,7 @@ def read_torch_file(source: Source) -> Contents:
     """
     records = read_directory(source)
     folder = _folder(source, records)
+    _check_version(source, records.get(f"{folder}/version"))
     _check_byte_order(source, records.get(f"{folder}/byteorder"))
     root = _load_pickle(source, records[f"{folder}/data.pkl"], len(records))
     locate = Storages(source, _Records(source, records, f"{folder}/data/")).locate
@@ -49,6 +52,18 @@ def _folder(source: Source, records: Mapping[str, Record]) -> str:
         kind = "a NumPy archive (.npz)" if arrays else "a zip file without torch's data.pkl"
         raise CheckpointError(f"{path} is {kind}, not a checkpoint written by torch.save")
     return found[0].partition("/")[0]
+
+
+def _check_version(source: Source, record: Record | None) -> None:
+    """Accept the versions that torch reads; a file of its first ones may lack the record."""
+    if record is None:
+        return
+    text = source.read(data_offset(source, record), min(record.size, MAX_DIGITS)).strip()
+    if not text.isdigit() or not 1 <= int(text) <= NEWEST:
+        raise CheckpointError(
+            f"{printable(source.path)} is of version {printable(text.decode(errors='replace'))} of torch's "
+            f"format, and at most {NEWEST} is read: it is damaged, or save it with an older torch"
+        )
 
 
 def _check_byte_order(source: Source, record: Record | None) -> None:

@@ -289,6 +289,21 @@ def test_other_zip_files_are_named():
     assert "2 pickles" in refusal(zip_of([("a/data.pkl", b"N."), ("b/data.pkl", b"N.")]))
 
 
+@pytest.mark.parametrize("version", [b"1", b"3\n", b"10\n"])
+def test_reads_the_versions_that_torch_reads(version):
+    data = with_record(saved({"w": torch.ones(2)}), "archive/version", version)
+    assert torch.load(io.BytesIO(data))["w"].shape == (2,)
+    assert read(data).format == "torch zip"
+
+
+@pytest.mark.parametrize("version", [b"0\n", b"11\n", b"99\n", b"-3\n", b"", b"three", b"0" * 16 + b"99"])
+def test_refuses_the_versions_that_torch_refuses(version):
+    data = with_record(saved({"w": torch.ones(2)}), "archive/version", version)
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.load(io.BytesIO(data))
+    assert "of torch's format, and at most 10 is read" in refusal(data)
+
+
 @pytest.mark.parametrize(
     ("order", "word"), [(b"big", "big-endian"), (b"middle", "unknown"), (b"little!", "unknown")]
 )

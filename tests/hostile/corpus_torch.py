@@ -263,6 +263,8 @@ def tar_of_old_torch():
 def others():
     order = repacked(WEIGHTS, lambda n, b: (n, b"big" if n.endswith("byteorder") else b))
     odd = repacked(WEIGHTS, lambda n, b: (n, b"middle" if n.endswith("byteorder") else b))
+    later = repacked(WEIGHTS, lambda n, b: (n, b"99\n" if n.endswith("/version") else b))
+    yield "P11", "a version of the future", later, "version '99'"
     yield "P11", "a big-endian file", order, "big-endian"
     yield "P11", "a file of odd byte order", odd, "unknown byte order"
     crc = saved({"note": "abcdef", "w": torch.ones(2)}).replace(b"abcdef", b"abcdeg")
