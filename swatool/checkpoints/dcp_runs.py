@@ -18,7 +18,7 @@ from swatool.tensors import Source
 
 __all__ = ["Described", "Form", "describe", "form_of"]
 
-MAX_BYTES = 8 << 20  # of a `.metadata` whose description is kept until another one is read
+MAX_BYTES = 4 << 20  # of a `.metadata` whose description, six times as large, is kept for the next one
 FIRST_WORD = b"\x8c\x0cstorage_meta\x94"
 
 # The opcodes after it: a text that is stored (SHORT_BINUNICODE, MEMOIZE), a stored value that is fetched
