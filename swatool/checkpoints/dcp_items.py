@@ -9,7 +9,7 @@ from swatool.checkpoints.contents import TensorDescriptor
 from swatool.checkpoints.dcp_parts import Item
 from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.torch_file import read_torch_file
-from swatool.checkpoints.zip_records import CENTRAL, END, IN_ZIP64_32
+from swatool.checkpoints.zip_records import CENTRAL, END, IN_ZIP64_32, data_offset, read_directory
 from swatool.errors import CheckpointError, printable
 from swatool.tensors import Buffer, DType, Extent, Folder, Source, StoredTensor
 
@@ -73,16 +73,18 @@ class Alike(NamedTuple):
 
     Attributes:
         head: its bytes before the elements: the pickle, and what precedes the elements.
-        directory: where its directory begins.
-        spans: what of the directory must be the same; the rest is the checksums of what is not read here.
-        entries: those bytes, span by span.
+        rest: where the bytes after the elements begin that are looked at: those of the version of the format,
+            before the directory.
+        spans: what of the rest must be the same: the version, and the directory but for the checksums of what
+            is not read here.
+        cut: those bytes, span by span.
         held: what it holds.
     """
 
     head: bytes
-    directory: int
+    rest: int
     spans: tuple[tuple[int, int], ...]
-    entries: Sequence[bytes]
+    cut: Sequence[bytes]
     held: Held
 
 
@@ -169,26 +171,34 @@ def _taken_as_a_model(part: Part, held: Held) -> Alike | None:
     """Return what others are compared with; None for an item that is not short around its elements."""
     begin = held.runs[0][0] if held.runs else 0
     directory = END.unpack(part.read(part.size - END.size, END.size))[DIRECTORY_FIELD]
-    # Beyond 4 GiB, where the directory begins is written elsewhere.
-    if directory == IN_ZIP64_32 or begin > WINDOW or part.size - directory > WINDOW:
+    records = read_directory(part)
+    (folder,) = [name.partition("/")[0] for name in records if name.endswith("/data.pkl")]
+    version = records.get(f"{folder}/version")
+    if directory == IN_ZIP64_32 or version is None:  # beyond 4 GiB; not as torch writes it
         return None
-    data = part.read(directory, part.size - directory)
-    spans = tuple(_spans_without_checksums(data))
-    return Alike(part.read(0, begin), directory, spans, _cut(data, spans), held)
+    rest = version.header
+    if begin > WINDOW or not part.size - WINDOW <= rest <= directory:
+        return None
+    data = part.read(rest, part.size - rest)
+    spans = (
+        (0, data_offset(part, version) + version.size - rest),
+        *_spans_without_checksums(data, directory - rest),
+    )
+    return Alike(part.read(0, begin), rest, spans, _cut(data, spans), held)
 
 
-def _spans_without_checksums(directory: bytes) -> Iterator[tuple[int, int]]:
+def _spans_without_checksums(data: bytes, directory: int) -> Iterator[tuple[int, int]]:
     """Yield what of a directory is not the checksum of a record; that of the pickle is one that counts."""
-    start = entry = 0
-    while directory[entry : entry + 4] == ENTRY:
-        fields = CENTRAL.unpack_from(directory, entry)
+    start = entry = directory
+    while data[entry : entry + 4] == ENTRY:
+        fields = CENTRAL.unpack_from(data, entry)
         lengths = fields[LENGTH_FIELDS]
-        name = directory[entry + CENTRAL.size : entry + CENTRAL.size + lengths[0]]
+        name = data[entry + CENTRAL.size : entry + CENTRAL.size + lengths[0]]
         if not name.endswith(b"/data.pkl"):
             yield start, entry + CHECKSUM
             start = entry + CHECKSUM + 4
         entry += CENTRAL.size + sum(lengths)
-    yield start, len(directory)
+    yield start, len(data)
 
 
 def _cut(data: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -199,5 +209,5 @@ def _is_alike(whole: Source, item: Item, known: Alike) -> bool:
     """Tell whether an item of the same length describes the same tensor, at the same place in it."""
     if whole.read(item.offset, len(known.head)) != known.head:
         return False
-    data = whole.read(item.offset + known.directory, item.nbytes - known.directory)
-    return _cut(data, known.spans) == known.entries
+    data = whole.read(item.offset + known.rest, item.nbytes - known.rest)
+    return _cut(data, known.spans) == known.cut
