@@ -11,6 +11,7 @@ ROWS = (
     *("N1", "N2", "N3", "X1", "X2"),
 )
 BAD_INPUT = 3
+LIKE = {"recipe": "average", "source": "verify"}  # commands that do what others do
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Case:
         spec: how `--data` names the target.
         model: which model it is for, of `hostile.models`.
         memory: bytes that it may take above those of an idle process.
+        sample: whether it is one of the checkpoints that all commands read also when time is short.
     """
 
     row: str
@@ -36,15 +38,17 @@ class Case:
     target: str
     make: Callable[[Path], object]
     said: str
-    kind: Literal["checkpoint", "data", "recipe"] = "checkpoint"
+    kind: Literal["checkpoint", "data", "recipe", "table"] = "checkpoint"
     codes: Mapping[str, int] = field(default_factory=dict)
     during: Literal["", "truncate", "rewrite", "replace", "fail"] = ""
     spec: str = "{}"
     model: str = "vector"
     memory: int = 64 << 20
+    sample: bool = False
 
     def code(self, command):
-        like = "average" if command == "recipe" else command  # a recipe of nothing but that average
+        """Return the exit code that is right; negative if the command is not tried."""
+        like = LIKE.get(command, command)
         return self.codes.get(command, self.codes.get(like, self.codes.get("*", BAD_INPUT)))
 
 

@@ -83,10 +83,10 @@ def changing():
             "bad.pt",
             sound,
             said,
-            codes={"dry-run": 3 * (during in ("truncate", "fail")), "inspect": 0},
+            codes={"dry-run": 3 * (during in ("truncate", "fail")), "inspect": 0, "like": 0},
             during=during,
         )
-    yield Case("X1", "a NaN", "bad.pt", nonfinite, "(?s).*", codes={**AVERAGES, "verify": 6})
+    yield Case("X1", "a NaN", "bad.pt", nonfinite, "(?s).*", codes={**AVERAGES, "soup": 3, "verify": 6})
 
 
 def too_large():
@@ -99,6 +99,9 @@ def too_large():
         "diff": -1,
         "reversed": -1,
         "recalibrate-bn": 5,
+        "like": -1,
+        "source": -1,
+        "soup": 5,
     }
     yield Case("X2", "four terabytes", FILE, huge, "are needed and .* are free", codes=codes)
 

@@ -1,8 +1,11 @@
 """Whether what a command said of a hostile input, and did, is what it should."""
 
+import dataclasses
 import re
 
 SECONDS = 2  # of the processor
+# Commands that ask something else of a checkpoint than what deserves attention about it.
+ASKING_LITTLE = ("like", "source")
 
 
 def faults(case, command, told):
@@ -20,6 +23,8 @@ def faults(case, command, told):
     found += [f"did {event}" for event in told["events"]]
     found += [f"left {name}" for name in told["left"]]
     found += [f"removed {name}" for name in told["gone"]]
+    if command in ASKING_LITTLE and code == 0:
+        case = dataclasses.replace(case, said="")
     return found + faults_of_words(case, code, told["stdout"] + told["stderr"], told["stderr"])
 
 

@@ -17,11 +17,14 @@ TESTS = Path(__file__).parents[1]
 MUTANTS, FEW_MUTANTS = 20_000, 1_000
 
 
-def told_of(names, folder):
-    """What every command said of these cases, and what it did, from one process that is watched."""
+def told_of(names, folder, *, widely=False):
+    """What every command said of these cases, and what it did, from one process that is watched.
+
+    Widely is each through every command; else some commands are only tried with a sample.
+    """
     run = subprocess.run(
         [sys.executable, "-m", "hostile.running"],
-        input=json.dumps(list(names)),
+        input=json.dumps({"names": list(names), "widely": widely}),
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(folder)},
@@ -35,7 +38,8 @@ def told_of(names, folder):
 
 def measure_inputs(full: bool, folder: Path) -> tuple[Finding, Finding]:
     """Hand every crafted input, or every tenth, to every command that reads it; pickles with code apart."""
-    told = [line for line in told_of(list(CASES)[:: 1 if full else 10], folder) if "code" in line]
+    lines = told_of(list(CASES)[:: 1 if full else 10], folder, widely=full)
+    told = [line for line in lines if "code" in line]
     attacks = [line for line in told if line["case"].startswith("attack: ")]
     return (
         _finding("a crafted input is refused in one sentence, and nothing else happens", told),

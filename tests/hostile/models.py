@@ -19,3 +19,8 @@ def state(model=vector):
 def rows():
     """Two samples for `vector`."""
     return torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+
+
+def score(_path):
+    """Judge a checkpoint, whatever it is."""
+    return 1.0

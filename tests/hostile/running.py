@@ -1,7 +1,7 @@
 """Runs commands on hostile inputs in one process, under watch; a script, whose lines are read by tests.
 
-Given the names of cases, it prints a line of JSON before each command, so that a command that kills the
-process is known, and one after it.
+Given the names of cases, and whether each goes through every command, it prints a line of JSON before each
+command, so that a command that kills the process is known, and one after it.
 """
 
 import contextlib
@@ -11,86 +11,24 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import torch
 import typer.testing
 from typer.testing import CliRunner
 
-from hostile import models
+from hostile.commands import commands_of, prepare
 from hostile.corpus import CASES
-from hostile.watching import OUTPUT, Watch
-from swatool.cli import COMMANDS, app
+from hostile.watching import OUTPUTS, WORK, Watch
+from swatool.cli import app
 
 # Made once rather than for each run: that takes longer than most commands.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 MAX_BYTES_OF_OUTPUT = 20_000
-RECIPE = "recipe.yaml"  # JSON, which is YAML, too
-
-
-def commands_of(case):
-    """The arguments of each command that reads what the case is given as."""
-    good = "good.safetensors" if case.target.endswith(".safetensors") else "good.pt"
-    recalibrate = ["--model", f"hostile.models:{case.model}", "-o", OUTPUT, "--no-shuffle"]
-    if case.kind == "data":
-        options = [] if case.spec.startswith("wds") else recalibrate[-1:]
-        yield (
-            "recalibrate-bn",
-            ["recalibrate-bn", good, "--data", case.spec.format(case.target), *recalibrate[:4], *options],
-        )
-        return
-    if case.kind == "recipe":
-        yield (
-            "metrics",
-            [
-                "average",
-                good,
-                good,
-                "-o",
-                OUTPUT,
-                "--metrics",
-                case.target,
-                "--best",
-                "1",
-                "--mode",
-                "max",
-                "--metric",
-                "a",
-            ],
-        )
-        if "run" in COMMANDS:
-            yield "run", ["run", case.target]
-        return
-    average = ["average", good, case.target, "-o", OUTPUT]
-    yield "average", average
-    yield "dry-run", [*average, "--dry-run"]
-    yield "recipe", ["run", RECIPE]
-    yield "inspect", ["inspect", case.target]
-    yield "stats", ["inspect", "--stats", case.target]
-    yield "verify", ["verify", case.target]
-    yield "diff", ["diff", case.target, good]
-    yield "reversed", ["diff", good, case.target]
-    yield "recalibrate-bn", ["recalibrate-bn", case.target, "--data", "rows.npy", *recalibrate]
-
-
-def prepare(case):
-    """Make the case and its good partner in the current folder."""
-    made = models.state(getattr(models, case.model))
-    torch.save(made, "good.pt")
-    from hostile.hf import save_safetensors
-
-    save_safetensors(made, Path("good.safetensors"))
-    from hostile.arrays import npy
-
-    Path("rows.npy").write_bytes(npy((2, 2), bytes(range(16))))
-    if case.kind == "checkpoint":
-        inputs = ["good.safetensors" if case.target.endswith(".safetensors") else "good.pt", case.target]
-        Path(RECIPE).write_text(json.dumps({"inputs": inputs, "outputs": OUTPUT}))
-    case.make(Path(case.target))
 
 
 def listing():
@@ -166,29 +104,44 @@ def run(case, command, arguments, watch):
         "growth": memory("VmHWM") - idle,
         "events": watch.events[:5],
     }
-    if (
-        command in ("average", "recipe", "recalibrate-bn")
-        and result.exit_code == 0
-        and os.path.exists(OUTPUT)
-    ):
-        os.unlink(OUTPUT)
+    clear_outputs(case, command, result.exit_code)
     now = listing()
     told["left"] = sorted(set(now) - set(before) - {f"./{case.target}"})
     told["gone"] = sorted(set(before) - set(now))
     return told
 
 
+def clear_outputs(case, command, code):
+    """Remove what a command has rightly written.
+
+    A recipe's averages stay where a recalibration that comes after them is refused, and so does what a soup
+    has found before a member cannot be averaged.
+    """
+    made_before = command == "recipe" and case.kind == "data"
+    for name in OUTPUTS if code == 0 or made_before else ():
+        remove(name)
+    if command == "soup":
+        remove(WORK)
+
+
+def remove(name):
+    if os.path.isdir(name) and not os.path.islink(name):
+        shutil.rmtree(name)
+    elif os.path.lexists(name):
+        os.unlink(name)
+
+
 def tell(**line):
     print(json.dumps(line), flush=True)
 
 
-def in_folder_of(case, watch):
+def in_folder_of(case, watch, widely=False):
     """Run all commands of a case in a folder of its own, made anew for each if one changes its input."""
-    for command, arguments in commands_of(case):
+    for command, arguments in commands_of(case, widely=widely):
         if case.code(command) < 0:
             continue
         with tempfile.TemporaryDirectory(prefix="case-") as folder, contextlib.chdir(folder):
-            prepare(case)
+            prepare(case, claims=command == "source")
             tell(case=case.name, command=command)
             told = run(case, command, arguments, watch)
             tell(case=case.name, command=command, **told)
@@ -199,14 +152,14 @@ def warm_up(watch):
     from hostile import warming
 
     for case in warming.CASES:
-        for command, arguments in commands_of(case):
+        for command, arguments in commands_of(case, widely=True):
             with tempfile.TemporaryDirectory(prefix="case-") as folder, contextlib.chdir(folder):
-                prepare(case)
+                prepare(case, claims=command == "source")
                 told = run(case, command, arguments, watch)
                 assert told["code"] == case.code(command), (case.name, command, told)
 
 
-def main(names):
+def main(names, widely):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     watch = Watch()
     warm_up(watch)
@@ -214,10 +167,10 @@ def main(names):
     gc.freeze()  # what is there stays, and would be looked through after every command
     idle = memory("VmRSS")
     for name in names:
-        in_folder_of(CASES[name], watch)
+        in_folder_of(CASES[name], watch, widely)
     gc.collect()
     tell(idle=idle, finally_idle=memory("VmRSS"))
 
 
 if __name__ == "__main__":
-    main(json.load(sys.stdin))
+    main(**json.load(sys.stdin))

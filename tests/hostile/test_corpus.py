@@ -41,6 +41,13 @@ def test_a_hostile_input_is_refused_by_every_command(by_case, name):
     assert not any(found.values()), found
 
 
+OF_KIND = {
+    "data": {"recalibrate-bn", "recipe"},
+    "recipe": {"metrics", "run"},
+    "table": {"metrics", "recipe", "soup"},
+}
+
+
 def test_every_command_reads_every_case(by_case):
     commands = {
         "average",
@@ -56,7 +63,9 @@ def test_every_command_reads_every_case(by_case):
     for name, case in CASES.items():
         expected = {one for one in commands if case.code(one) >= 0}
         if case.kind != "checkpoint":
-            expected = {"recalibrate-bn"} if case.kind == "data" else {"metrics"}
+            expected = OF_KIND[case.kind]
+        elif case.sample:
+            expected |= {one for one in ("like", "source", "soup") if case.code(one) >= 0}
         assert expected <= set(by_case[name]), name
 
 

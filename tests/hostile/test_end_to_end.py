@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from hostile.commands import prepare
 from hostile.corpus import CASES
 from hostile.judging import faults_of_words
-from hostile.running import prepare
 
 SAMPLE = (
     *("attack: os.system 0 in a zip", "zip: a bomb", "legacy: no storages listed", "pickle: a deep key"),

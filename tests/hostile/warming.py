@@ -14,6 +14,7 @@ from hostile.tars import tarred
 GOOD = {"*": 0}
 ROWS = npy((2, 2), bytes(range(16)))
 PICTURE = png(4, 4, zlib.compress((b"\0" + bytes(range(12))) * 4))
+TABLE = b"good.pt: {a: 1}\nother.pt: {a: 2}\n"
 TAR = tarred(("0.npy", npy((2,), bytes(8))), ("1.npy", npy((2,), bytes(8))))
 
 
@@ -47,5 +48,6 @@ CASES = (
     of_bytes("", "tar", "x.tar", TAR, "", kind="data", codes=GOOD, spec="wds:{}"),
     Case("", "images", "x", pictures, "", kind="data", codes=GOOD, spec="imagefolder:{}", model="image"),
     Case("", "no image", "x", no_picture, "", kind="data", spec="imagefolder:{}", model="image"),
-    of_bytes("", "metrics", "x.yaml", b"good.pt: 1\n", "", kind="recipe", codes={"*": 2}),
+    of_bytes("", "yaml", "x.yaml", TABLE, "", kind="recipe", codes={"metrics": 0, "*": 2}),
+    of_bytes("", "csv", "x.csv", b"file,a\ngood.pt,1\nother.pt,2\n", "", kind="table", codes=GOOD),
 )  # fmt: skip
