@@ -16,6 +16,8 @@ from swatool.output.checksums import MOST_BYTES, SUFFIX, SUMS, parse_checksums
 
 __all__ = ["CheckedFiles", "Checksums", "check_files", "find_checksums"]
 
+SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Checksums:
@@ -59,7 +61,7 @@ class CheckedFiles:
 
 
 def find_checksums(opened: Checkpoint) -> Checksums:
-    """Return the checksums beside an output, or in its folder.
+    """Return the checksums beside an output, or in its folder; of a file, also those of the folder it is in.
 
     Raises:
         CheckpointError: what should hold them holds none, or lists what is no regular file.
@@ -96,11 +98,27 @@ def _unopened(path: str) -> UnopenedFile:
 def _beside(opened: Checkpoint) -> Checksums:
     path, name = opened.path + SUFFIX, os.path.basename(opened.path)
     if not os.path.lexists(path):
-        return Checksums(files=_with_records(opened))
+        return _among(opened)
     digests = _read(path)
     if name not in digests:
         raise CheckpointError(f"{printable(path)} holds no checksum of {printable(name)}: write it again")
     return Checksums(path, {name: digests[name]}, opened.files.opened)
+
+
+def _among(opened: Checkpoint) -> Checksums:
+    """Return the checksums of a file that lies in a folder with a list of them; others in it do not count."""
+    folder, name = os.path.split(opened.path)
+    path = os.path.join(folder, SUMS)
+    digests = _read(path) if os.path.lexists(path) else {}
+    if name not in digests:
+        return Checksums(files=_with_records(opened))
+    own = {os.path.basename(file.path): file for file in opened.files.opened}
+    return Checksums(
+        path,
+        {name: digests[name] for name in own if name in digests},
+        tuple(file for name, file in own.items() if name in digests),
+        unlisted=tuple(name for name in own if name not in digests),
+    )
 
 
 def _with_records(opened: Checkpoint) -> tuple[LocalFile, ...]:
@@ -146,4 +164,10 @@ def check_files(
             for one in hashed
             if one.sha256 != expected[one.name]
         ]
-    return CheckedFiles(sum(one.records for one in hashed), tuple(failures))
+    return CheckedFiles(sum(one.records for one in hashed), _few(failures))
+
+
+def _few(failures: list[str]) -> tuple[str, ...]:
+    """Return the first of them: a list may name any number of files that are not there."""
+    more = len(failures) - SHOWN
+    return tuple(failures) if more <= 0 else (*failures[:SHOWN], f"and {more:,} more")

@@ -462,6 +462,45 @@ def listing(folder, *names):
     return folder
 
 
+def test_a_file_is_compared_with_the_list_of_the_folder_that_it_lies_in(run):
+    averaged(run, "out/", max_shard_size=100, checksum=True)
+    out = run / "out"
+    index, shard = out / "model.safetensors.index.json", min(out.glob("model-00001-of-*"))
+    for one in (index, shard):
+        report = verify(one, require_checksum=True)
+        assert report.passed
+        assert report.checksum == str(out / "SHA256SUMS")
+    flip(max(out.glob("model-*-of-*")))
+    assert not failures(shard)  # others do not count
+    assert "does not have the SHA-256 that" in failures(index)
+    flip(shard)
+    assert failures(shard) == f"{shard.name!r} does not have the SHA-256 that '{out}/SHA256SUMS' records"
+    listed = [line for line in (out / "SHA256SUMS").read_text().splitlines() if shard.name not in line]
+    (out / "SHA256SUMS").write_text("".join(f"{line}\n" for line in listed))
+    assert failures(shard, require_checksum=True) == "no checksum is recorded"
+    assert f"{shard.name!r} is not listed in" in failures(index)
+
+
+def test_the_checksum_beside_a_file_counts_before_the_list_of_its_folder(run):
+    averaged(run, checksum=True)
+    (run / "SHA256SUMS").write_text(f"{'0' * 64}  out.safetensors\n")
+    assert verify(run / "out.safetensors").passed
+    (run / "out.safetensors.sha256").unlink()
+    assert "does not have the SHA-256" in failures(run / "out.safetensors")
+    (run / "SHA256SUMS").write_text("noise")
+    with pytest.raises(CheckpointError, match="is no list of checksums"):
+        verify(run / "out.safetensors")
+
+
+def test_of_very_many_files_that_are_not_there_some_are_named(tmp_path):
+    folder = listing(tmp_path)
+    with open(folder / "SHA256SUMS", "a") as file:
+        file.writelines(f"{'0' * 64}  name-{number}\n" for number in range(30))
+    found = verify(folder).failures
+    assert len(found) == 21
+    assert found[-1] == "and 10 more"
+
+
 def test_listed_links_are_followed_within_the_folder_only(tmp_path):
     (tmp_path / "secret").write_text("x")
     folder = tmp_path / "out"
