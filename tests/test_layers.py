@@ -20,9 +20,10 @@ KNOWS = {
     "version": set(),
     "errors": set(),
     "choices": {"errors"},
+    "json_text": {"errors"},
     "tensors": {"errors"},
-    "checkpoints": {"errors", "choices", "tensors"},
-    "output": {"errors", "tensors"},
+    "checkpoints": {"errors", "choices", "json_text", "tensors"},
+    "output": {"errors", "json_text", "tensors"},
     "averaging": {"errors", "choices", "tensors", "checkpoints", "output"},
     "report": {"errors", "tensors"},
     "user_code": {"errors"},
@@ -33,7 +34,7 @@ KNOWS = {
     "data": {"errors", "tensors", "checkpoints", "user_code", "batchnorm"},
     "jobs": {
         *("version", "errors", "choices", "tensors", "checkpoints", "output", "averaging", "report"),
-        *("user_code", "batchnorm", "models", "data", "recipe"),
+        *("user_code", "batchnorm", "models", "data", "recipe", "json_text"),
     },
     "recipe": {"errors", "choices"},
     "cli": {

@@ -7,7 +7,6 @@ tensor is left with a hole.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -17,6 +16,7 @@ from swatool.checkpoints.dcp_parts import Chunk, are_lengths
 from swatool.checkpoints.dcp_tiles import Tile, fault_of, joined
 from swatool.checkpoints.safetensors_file import read_safetensors
 from swatool.errors import CheckpointError, printable
+from swatool.json_text import JsonError, parse_json
 from swatool.tensors import Folder, Source, StoredTensor
 
 __all__ = ["read", "recognises"]
@@ -62,8 +62,8 @@ def _locate(leaf: TensorDescriptor | StoredTensor) -> StoredTensor:
 def _offsets(text: str | None, source: Source) -> Mapping[object, object]:
     """Return what a file says of the places of its parts, by tensor."""
     try:
-        found = json.loads(text or "")
-    except (ValueError, RecursionError):
+        found = parse_json(text or "")
+    except JsonError:
         found = None
     if not isinstance(found, dict):
         raise CheckpointError(

@@ -6,8 +6,7 @@ goes unnoticed.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,12 +15,14 @@ from swatool.checkpoints.file_formats import read_file
 from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.hf_names import choose, is_index, recognises, shards_of
 from swatool.errors import CheckpointError, printable
+from swatool.json_text import JsonError, parse_json
 from swatool.tensors import Folder, Source, StoredTensor
 
 __all__ = ["is_index", "read", "recognises"]
 
-MAX_INDEX = 25_000_000  # as for headers; some 250,000 tensors
-MAX_TRAINER_STATE = 32 << 20  # it holds a log of the whole run
+MAX_INDEX = 25_000_000  # as for headers
+MOST_VALUES = 300_000  # of an index: 150,000 tensors and their files
+MAX_TRAINER_STATE = 8 << 20  # it holds a log of the whole run: some 40,000 entries
 TRAINER_STATE = "trainer_state.json"
 TRAINER_FIELDS = ("global_step", "epoch", "best_metric")
 SUFFIXES = (".safetensors", ".bin")
@@ -43,7 +44,13 @@ def read(folder: Folder, variant: str | None = None, index: str | None = None) -
     """
     entry = index or choose(folder.names, variant, folder.path)
     contents = _read_shards(folder, entry) if is_index(entry) else read_file(folder.open(entry))
-    return replace(contents, format=f"Hugging Face folder, {contents.format}", fields=_trainer_fields(folder))
+    fields, warnings = _trainer_fields(folder)
+    return replace(
+        contents,
+        format=f"Hugging Face folder, {contents.format}",
+        fields=fields,
+        warnings=(*contents.warnings, *warnings),
+    )
 
 
 def _read_shards(folder: Folder, index: str) -> Contents:
@@ -94,10 +101,11 @@ def _read_index(source: Source) -> tuple[dict[str, str], object]:
     if source.size > MAX_INDEX:
         raise CheckpointError(f"{where} has {source.size:,} bytes; an index of at most {MAX_INDEX:,} is read")
     try:
-        index = json.loads(source.read(0, source.size).decode(), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(source.read(0, source.size), most=MOST_VALUES)
+    except JsonError as error:
         raise CheckpointError(f"{where} is a damaged index: {error}") from error
-    assigned = index.get("weight_map") if isinstance(index, dict) else None
+    index = found if isinstance(found, dict) else {}
+    assigned = index.get("weight_map")
     if not isinstance(assigned, dict) or not assigned:
         raise CheckpointError(f"{where} is a damaged index: it has no weight_map that maps tensors to files")
     wrong = [printable(name) for name, file in assigned.items() if not name or not isinstance(file, str)]
@@ -105,14 +113,6 @@ def _read_index(source: Source) -> tuple[dict[str, str], object]:
         raise CheckpointError(f"{where} is a damaged index: its weight_map names no file for {_some(wrong)}")
     metadata = index.get("metadata")
     return assigned, metadata.get("total_size") if isinstance(metadata, dict) else None
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = [printable(name) for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise ValueError(f"it has the same key twice: {_some(twice)}")
-    return found
 
 
 def _check_files(files: Sequence[str], present: Sequence[str], shards: Sequence[str], where: str) -> None:
@@ -169,17 +169,26 @@ def _size_warnings(tensors: Mapping[str, Located], total_size: object, where: st
         yield f"{where} gives {printable(total_size)} as the bytes of its tensors, which have {each:,}"
 
 
-def _trainer_fields(folder: Folder) -> dict[str, int | float]:
-    """Read the step that a Trainer notes beside the weights; what cannot be read is left out."""
+def _trainer_fields(folder: Folder) -> tuple[Mapping[str, int | float], tuple[str, ...]]:
+    """Read the step that a Trainer notes beside the weights; of what cannot be read, warn.
+
+    It is no error: of these weights nothing else depends on it, and the folder's name tells the step, too.
+    """
     if TRAINER_STATE not in folder.names:
-        return {}
+        return {}, ()
     try:
         source = folder.open(TRAINER_STATE)
-        state = json.loads(source.read(0, source.size)) if source.size <= MAX_TRAINER_STATE else None
-    except (CheckpointError, ValueError, RecursionError):
-        return {}
-    pairs = state.items() if isinstance(state, dict) else ()
-    return {name: value for name, value in pairs if name in TRAINER_FIELDS and type(value) in (int, float)}
+        if source.size > MAX_TRAINER_STATE:
+            raise JsonError(f"it has {source.size:,} bytes, and at most {MAX_TRAINER_STATE:,} are read")
+        state = parse_json(source.read(0, source.size))
+        if not isinstance(state, dict):
+            raise JsonError("it is no object")
+    except (CheckpointError, JsonError) as error:
+        where = printable(os.path.join(folder.path, TRAINER_STATE))
+        return {}, (f"no step and no metric is read from {where}: {error}",)
+    return {
+        name: value for name, value in state.items() if name in TRAINER_FIELDS and type(value) in (int, float)
+    }, ()
 
 
 def _some(texts: Iterable[str]) -> str:

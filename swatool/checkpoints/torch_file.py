@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from swatool.checkpoints.pickle_machine import PIECE
 from swatool.checkpoints.storages import Storages
 from swatool.checkpoints.zip_records import TORCHSCRIPT, Record, data_offset, read_directory
 from swatool.errors import CheckpointError, printable
+from swatool.json_text import JsonError, parse_json
 from swatool.tensors import Source
 
 __all__ = ["MAX_PICKLE", "read_torch_file"]
@@ -119,8 +119,8 @@ def _read_metadata(source: Source, record: Record | None) -> Mapping[str, str]:
     if record is None or record.size > MAX_METADATA:
         return {}
     try:
-        found = json.loads(source.read(data_offset(source, record), record.size))
-    except (ValueError, RecursionError):
+        found = parse_json(source.read(data_offset(source, record), record.size))
+    except JsonError:
         return {}
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 

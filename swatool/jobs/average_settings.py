@@ -73,4 +73,4 @@ def choose(opened: Sequence[Checkpoint], settings: AverageSettings) -> tuple[Dat
     if settings.best is None or settings.metric is None or settings.mode is None:
         return dated
     values = metric_values(dated, settings.metric, settings.metrics)
-    return best(dated, settings.best, values, settings.mode)
+    return best(dated, settings.best, values, settings.mode, settings.metrics)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from swatool.jobs.running import METADATA_KEY
+from swatool.json_text import JsonError, parse_json
 
 if TYPE_CHECKING:
     from swatool.averaging.measures import Statistics
@@ -114,8 +114,8 @@ class InspectReport:
     def provenance(self) -> Mapping[str, object] | None:
         """What swatool says in the metadata of its outputs; None if somebody else wrote this, or nobody."""
         try:
-            said = json.loads(self.metadata.get(METADATA_KEY, "null"))
-        except (ValueError, RecursionError):
+            said = parse_json(self.metadata.get(METADATA_KEY, "null"))
+        except JsonError:
             return None
         return said if isinstance(said, dict) else None
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from swatool.checkpoints.files import open_regular
-from swatool.errors import UsageError, printable
+from swatool.errors import CheckpointError, UsageError, printable
+from swatool.json_text import JsonError, parse_json
 from swatool.recipe.yaml_text import plain, read_yaml
 
 __all__ = ["Row", "read_table"]
 
 Row = Mapping[str, object]
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 8 << 20
+MOST_VALUES = 500_000  # and names of them; as objects, each takes up to a hundred bytes
 # Where a document keeps its rows: transformers' trainer_state.json.
 ROWS_INSIDE = "log_history"
 NAME = "checkpoint"
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".yaml", ".yml")
 
 
 def read_table(path: str | os.PathLike[str]) -> list[Row]:
@@ -29,63 +31,85 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
     or transformers' trainer_state.json. JSON lines: an object in each line.
 
     Raises:
-        UsageError: it cannot be read, or is no table.
+        CheckpointError: it cannot be read, is damaged or too long, or holds no rows.
+        UsageError: by its name, it is no table.
     """
-    where = printable(os.fspath(path))
+    where = f"the table {printable(os.fspath(path))}"
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{where} must be .csv, .tsv, .json, .jsonl, .yaml or .yml by its name")
+    data = _read(path, where)
+    try:
+        if suffix in (".csv", ".tsv"):
+            return _rows_of_csv(data, where, "\t" if suffix == ".tsv" else ",")
+        if suffix in (".jsonl", ".ndjson"):
+            return list(_rows_of_lines(data, where))
+        if suffix == ".json":
+            return _rows_of(_json(data, where), where)
+        return _rows_of(plain(read_yaml(data.decode("utf-8-sig"), where)), where)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where} is not UTF-8, near byte {error.start}") from error
+    except UsageError as error:  # as recipes are refused
+        raise CheckpointError(str(error)) from error
+
+
+def _read(path: str | os.PathLike[str], where: str) -> bytes:
     try:
         with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes > MAX_BYTES:
+                raise CheckpointError(
+                    f"{where} has {nbytes:,} bytes, and at most {MAX_BYTES:,} are read: keep the rows of "
+                    "these checkpoints only"
+                )
+            return file.read(MAX_BYTES)
     except OSError as error:
-        raise UsageError(f"cannot read the table {where}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the table {where} is not UTF-8, near byte {error.start}") from error
-    if len(data) > MAX_BYTES:
-        raise UsageError(f"the table {where} has more than {MAX_BYTES:,} bytes")
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
-    if suffix in (".csv", ".tsv"):
-        return _rows_of_csv(text, where, "\t" if suffix == ".tsv" else ",")
-    if suffix in (".jsonl", ".ndjson"):
-        lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-        return [_object(_json(line, f"{where}, line {number}"), where) for number, line in lines]
-    if suffix == ".json":
-        return _rows_of(_json(text, where), where)
-    if suffix in (".yaml", ".yml"):
-        return _rows_of(plain(read_yaml(text, where)), where)
-    raise UsageError(f"the table {where} must be .csv, .tsv, .json, .jsonl, .yaml or .yml by its name")
+        raise CheckpointError(f"cannot read {where}: {error.strerror}") from error
 
 
-def _rows_of_csv(text: str, where: str, delimiter: str) -> list[Row]:
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
+    if data.count(delimiter.encode()) + data.count(b"\n") > MOST_VALUES:
+        raise CheckpointError(
+            f"{where} has more than {MOST_VALUES:,} cells: keep the rows of these checkpoints only"
+        )
+    # Line by line: as a whole, a text may take four times its bytes.
+    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) != len(header):
-            raise UsageError(f"the table {where} has a column twice in its header")
+            raise CheckpointError(f"{where} has a column twice in its header")
         for cells in reader:
             if len(cells) > len(header):
                 counts = f"{len(cells)} cells under {len(header)} names"
-                raise UsageError(f"the table {where}, line {reader.line_num}, has {counts}")
+                raise CheckpointError(f"{where}, line {reader.line_num}, has {counts}")
             said = zip(header, map(str.strip, cells), strict=False)
             # An empty cell says nothing: loggers leave empty what a row is not about.
             rows.append({name: cell for name, cell in said if cell})
     except csv.Error as error:
-        raise UsageError(f"the table {where}, line {reader.line_num}, is no CSV: {error}") from error
+        raise CheckpointError(f"{where}, line {reader.line_num}, is no CSV: {error}") from error
     return rows
 
 
-def _json(text: str, where: str) -> object:
+def _rows_of_lines(data: bytes, where: str) -> Iterator[Row]:
+    left = MOST_VALUES
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line.strip():
+            row = _object(_json(line, f"{where}, line {number}"), where)
+            left -= len(row) + 1
+            if left < 0:
+                raise CheckpointError(
+                    f"{where} has more than {MOST_VALUES:,} values: keep the rows of these checkpoints only"
+                )
+            yield row
+
+
+def _json(data: bytes, where: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the table {where} is no JSON: {error}") from error
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
+        return parse_json(data, most=MOST_VALUES)
+    except JsonError as error:
+        raise CheckpointError(f"{where} is damaged: {error}") from error
 
 
 def _rows_of(document: object, where: str) -> list[Row]:
@@ -94,7 +118,7 @@ def _rows_of(document: object, where: str) -> list[Row]:
     if isinstance(document, list):
         return [_object(item, where) for item in document]
     if not isinstance(document, dict):
-        raise UsageError(f"the table {where} holds neither a list of objects nor an object by checkpoint")
+        raise CheckpointError(f"{where} holds neither a list of objects nor an object by checkpoint")
     return [
         {NAME: name, **value} if isinstance(value, dict) else {NAME: name, "": value}
         for name, value in document.items()
@@ -103,5 +127,5 @@ def _rows_of(document: object, where: str) -> list[Row]:
 
 def _object(item: object, where: str) -> Row:
     if not isinstance(item, dict):
-        raise UsageError(f"the table {where} has a row that is no object: {printable(item)}")
+        raise CheckpointError(f"{where} has a row that is no object: {printable(item)}")
     return item

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
 from swatool.errors import MismatchError, UsageError, printable
+from swatool.jobs.evaluation import as_float
 from swatool.jobs.metric_tables import NAME, Row, read_table
 
-__all__ = ["MODES", "best", "metric_values"]
+__all__ = ["MODES", "best", "check_best", "metric_values"]
 
 MODES = ("max", "min")
 # The columns by which a row of a table says whose it is.
@@ -21,9 +22,20 @@ NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 def best(
-    dated: Sequence[DatedCheckpoint], count: int, values: Sequence[float], mode: str
+    dated: Sequence[DatedCheckpoint],
+    count: int,
+    values: Sequence[float],
+    mode: str,
+    table: str | os.PathLike[str] | None = None,
 ) -> tuple[DatedCheckpoint, ...]:
     """Return the best of the checkpoints, still in their order; of equal ones the later.
+
+    Args:
+        dated: the checkpoints.
+        count: how many of them.
+        values: of each.
+        mode: whether `max` or `min` is best.
+        table: where the values stand, for messages; None: elsewhere.
 
     Raises:
         UsageError: the mode is none, there are not so many checkpoints, or the best is infinite.
@@ -32,13 +44,27 @@ def best(
         raise UsageError(f"--mode must be one of {', '.join(MODES)}, not {printable(mode)}")
     if count > len(dated):
         raise UsageError(f"--best {count} is more than the {len(dated)} checkpoints that there are")
+    check_best(dated, values, mode, table)
     sign = 1 if mode == "max" else -1
-    if sign * max(sign * value for value in values) == sign * math.inf:
-        raise UsageError(
-            f"the best value would be {sign * math.inf}, which is none: leave that checkpoint out"
-        )
     ranked = sorted(range(len(dated)), key=lambda index: (sign * values[index], index), reverse=True)
     return tuple(dated[index] for index in sorted(ranked[:count]))
+
+
+def check_best(
+    dated: Sequence[DatedCheckpoint],
+    values: Sequence[float],
+    mode: str,
+    table: str | os.PathLike[str] | None = None,
+) -> None:
+    """Raise UsageError if the best value of some checkpoints is infinite, than which nothing is better."""
+    infinite = math.inf if mode == "max" else -math.inf
+    if infinite in values:
+        path = dated[values.index(infinite)].checkpoint.path
+        where = "" if table is None else f" in {printable(os.fspath(table))}"
+        raise UsageError(
+            f"the best value would be {infinite}, that of {printable(path)}{where}, which is none: leave "
+            "that checkpoint out"
+        )
 
 
 def metric_values(
@@ -53,13 +79,17 @@ def metric_values(
             their names as `metric=value`.
 
     Raises:
-        UsageError: the table cannot be read, or does not say which row belongs to which checkpoint.
+        CheckpointError: the table cannot be read, or is damaged.
+        UsageError: it does not say which row belongs to which checkpoint.
         MismatchError: some checkpoints have no value, or one that is not a number; all are named.
     """
     if table is not None:
-        found = _Table(read_table(table), metric, printable(os.fspath(table))).values(dated)
+        found: list[float | None] = _Table(read_table(table), metric, printable(os.fspath(table))).values(
+            dated
+        )
     else:
-        found = [one.checkpoint.fields.get(metric) for one in dated]
+        stored = [one.checkpoint.fields.get(metric) for one in dated]
+        found = [None if value is None else as_float(value) for value in stored]
         if all(value is None for value in found):
             found = [_in_name(one.checkpoint.path, metric) for one in dated]
     lacking = [

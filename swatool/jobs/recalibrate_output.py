@@ -12,6 +12,7 @@ from swatool.errors import DataError, printable
 from swatool.jobs.average_output import LayoutSettings, lay_out_average
 from swatool.jobs.hashing import hash_checkpoints
 from swatool.jobs.running import METADATA_KEY
+from swatool.json_text import JsonError, parse_json
 from swatool.output.checksums import with_sums
 from swatool.output.writing import writing
 from swatool.version import __version__
@@ -117,8 +118,8 @@ def write_recalibrated(
 def own_metadata(checkpoint: Checkpoint) -> Mapping[str, object]:
     """Return what an earlier run of swatool said of the checkpoint."""
     try:
-        found = json.loads(checkpoint.metadata.get(METADATA_KEY, "{}"))
-    except (ValueError, RecursionError):
+        found = parse_json(checkpoint.metadata.get(METADATA_KEY, "{}"))
+    except JsonError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -13,12 +13,13 @@ from swatool.checkpoints.opening import Checkpoint, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, expand, passed_over, select
 from swatool.errors import CheckpointError, UsageError, printable
 from swatool.jobs.average import Paths
-from swatool.jobs.metrics import metric_values
+from swatool.jobs.metrics import check_best, metric_values
 from swatool.jobs.running import METADATA_KEY, uncollected
 from swatool.jobs.scoring import Scoring
 from swatool.jobs.soup_settings import SoupSettings, bearing
 from swatool.jobs.soup_state import SoupState
 from swatool.jobs.soup_work import read_state, work_folder
+from swatool.json_text import JsonError, parse_json
 
 __all__ = ["SoupRequest", "found_before", "is_published", "make_request"]
 
@@ -88,6 +89,7 @@ def make_request(
     known = None
     if settings.order_by is not None:
         known = metric_values(dated, settings.order_by, settings.metrics)
+        check_best(dated, known, scoring.mode, settings.metrics)
     return SoupRequest(dated, known, output, scoring, settings, tuple(passed_over(given)))
 
 
@@ -135,9 +137,9 @@ def is_published(request: SoupRequest, before: SoupState | None) -> bool:
         return False
     try:
         with closing(open_checkpoint(request.output)) as there:
-            said = json.loads(there.metadata.get(METADATA_KEY, "{}"))
-        names = [source["name"] for source in said["sources"]]
-    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+            said = parse_json(there.metadata.get(METADATA_KEY, "{}"))
+        names = [source["name"] for source in said["sources"]]  # type: ignore[index]
+    except (CheckpointError, JsonError, KeyError, TypeError):
         return False
     accepted = [os.path.basename(os.path.normpath(request.dated[one][0].path)) for one in before.accepted]
     return sorted(names) == sorted(accepted)

@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from swatool.jobs.scoring import Scoring
+from swatool.json_text import parse_json
 
 __all__ = ["SoupState", "Trial", "accepts", "as_text", "from_text", "ranked"]
 
@@ -83,9 +85,9 @@ def as_text(state: SoupState) -> str:
     return json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1)
 
 
-def from_text(text: str) -> SoupState:
+def from_text(text: str | bytes) -> SoupState:
     """Return the state that JSON tells; ValueError if it is none."""
-    data = json.loads(text)
+    data: Any = parse_json(text)
     try:
         if data["schema"] != SCHEMA or not isinstance(data["identity"], dict):
             raise ValueError("it is of another version")

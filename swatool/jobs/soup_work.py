@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 
 from swatool.checkpoints.files import open_regular
@@ -23,7 +24,7 @@ STATE = "state.json"
 # What a run puts there, and the hidden names of what one was writing when it was killed.
 SUM = re.compile(r"sum-\d+\.safetensors")
 OWN = re.compile(r"\.?(candidate|sum)-\d.*|\.?state\.json.*")
-MAX_STATE = 64 << 20
+MAX_STATE = 16 << 20  # of some ten thousand members
 
 
 class SoupWork:
@@ -86,21 +87,24 @@ def read_state(folder: str) -> SoupState | None:
         UsageError: the folder is not a soup's, or what it tells is damaged.
     """
     path = os.path.join(folder, STATE)
+    damaged = UsageError(
+        f"{printable(path)} is damaged, or was not written by this version of swatool: --restart begins the "
+        "soup anew"
+    )
     try:
+        _refuse_no_folder(folder)
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise damaged
         with open_regular(path) as file:
-            state = from_text(file.read(MAX_STATE).decode())
+            data = file.read(MAX_STATE) if os.fstat(file.fileno()).st_size <= MAX_STATE else b""
+            state = from_text(data)
     except FileNotFoundError:
         _refuse_foreign(folder)
         return None
-    except NotADirectoryError as error:
-        raise UsageError(f"{printable(folder)} is there and is no folder: choose another -o") from error
     except OSError as error:
         raise OutputError(f"cannot read {printable(path)}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{printable(path)} is damaged, or was not written by this version of swatool: --restart begins "
-            "the soup anew"
-        ) from error
+    except ValueError as error:
+        raise damaged from error
     return state if state.own or state.tried else None
 
 
@@ -109,14 +113,15 @@ def working(folder: str, state: SoupState, *, resumed: bool) -> Iterator[SoupWor
     """Take a work folder; afterwards it stays only if something was found, and is needed to go on.
 
     Raises:
-        UsageError: another process is at work in it.
+        UsageError: another process is at work in it, or it is no folder.
         CheckFailedError: as within, told how to go on.
         OutputError: it cannot be made.
     """
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _refuse_no_folder(folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise OutputError(f"cannot make the folder {printable(folder)}: {error.strerror}") from error
     work = SoupWork(folder, state, resumed=resumed)
@@ -151,6 +156,22 @@ def _lock(descriptor: int, folder: str) -> None:
                 f"another process is making a soup in {printable(folder)}: wait for it, or choose another -o"
             ) from error
         # Not every file system knows locks.
+
+
+def _refuse_no_folder(folder: str) -> None:
+    """Refuse what stands in the folder's place: a link would lead a soup to where others keep something.
+
+    Raises:
+        UsageError: it is a link, or no folder.
+        FileNotFoundError: nothing stands there.
+    """
+    mode = os.lstat(folder).st_mode
+    if not stat.S_ISDIR(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "no folder"
+        raise UsageError(
+            f"{printable(folder)} is {what}, and a soup keeps there what it finds: remove it, or choose "
+            "another -o"
+        )
 
 
 def _refuse_foreign(folder: str) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from swatool.errors import CheckpointError, printable
+from swatool.json_text import JsonError, parse_json
 from swatool.tensors import Folder
 
 __all__ = ["CONFIG", "SIDECARS", "read_sidecars", "sidecar_warnings", "with_dtype"]
@@ -89,8 +90,8 @@ def sidecar_warnings(sidecars: Mapping[str, bytes]) -> Iterator[str]:
 
 def _parsed(content: bytes) -> dict[str, object] | None:
     try:
-        config = json.loads(content)
-    except (ValueError, RecursionError):  # the first includes what is not UTF-8
+        config = parse_json(content)
+    except JsonError:
         return None
     return config if isinstance(config, dict) else None
 

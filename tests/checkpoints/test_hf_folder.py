@@ -153,26 +153,43 @@ def test_links_of_the_hub_s_cache_are_followed(folder, tmp_path):
         ),
         ('{"global_step": 500, "best_metric": null, "log_history": [{"step": 1}]}', {"global_step": 500}),
         ('{"global_step": "500", "epoch": true}', {}),
-        ("[500]", {}),
-        ("{", {}),
-        ("[" * 100_000, {}),
-        ('{"global_step": ' + "9" * 5000 + "}", {}),
-        ("\udcff", {}),
-        ("", {}),
     ],
 )
 def test_the_state_of_a_trainer(folder, state, fields):
+    (folder / "trainer_state.json").write_text(state)
+    checkpoint = assert_reads(folder, STATE)
+    assert checkpoint.fields == fields
+    assert not checkpoint.warnings
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("[500]", "it is no object"),
+        ("{", "it is no JSON, see line 1, column 2"),
+        ("[" * 100_000, "it is nested too deep"),
+        ('{"global_step": ' + "9" * 5000 + "}", "it has a number of 5,000 digits"),
+        ('{"a": 1, "a": 2}', "it has the same key twice: 'a'"),
+        ("[" + "{}," * 300_000 + "1]", "it has more than 500,000 values"),
+        ("\udcff", "it is not UTF-8, near byte 0"),
+        ("", "it is no JSON, see line 1, column 1"),
+        ("[" + " " * (9 << 20), "it has 9,437,185 bytes, and at most 8,388,608 are read"),
+    ],
+)
+def test_of_a_trainer_s_state_that_is_damaged_a_warning_tells(folder, state, said):
     (folder / "trainer_state.json").write_bytes(state.encode(errors="surrogateescape"))
-    assert assert_reads(folder, STATE).fields == fields
+    checkpoint = assert_reads(folder, STATE)
+    assert checkpoint.fields == {}
+    where = printable(folder / "trainer_state.json")
+    assert checkpoint.warnings == (f"no step and no metric is read from {where}: {said}",)
 
 
-def test_a_trainer_s_state_that_is_no_file_or_too_long_is_left_out(folder, monkeypatch):
-    (folder / "trainer_state.json").write_text('{"global_step": 500}')
-    monkeypatch.setattr(hf_folder, "MAX_TRAINER_STATE", 10)
-    assert assert_reads(folder, STATE).fields == {}
-    (folder / "trainer_state.json").unlink()
+def test_a_trainer_s_state_that_is_no_file_is_not_waited_for(folder):
     os.mkfifo(folder / "trainer_state.json")
-    assert assert_reads(folder, STATE).fields == {}
+    checkpoint = assert_reads(folder, STATE)
+    assert checkpoint.fields == {}
+    (warning,) = checkpoint.warnings
+    assert "is not a regular file" in warning
 
 
 @pytest.mark.parametrize("index", [INDEX, "pytorch_model.bin.index.json"])

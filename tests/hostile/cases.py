@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+# The rows of the table of threats; and tables of metrics (M1), lists of checksums (V1), what lies beside the
+# weights in a folder (H3), and what a soup has found (W1).
 ROWS = (
     *(f"P{number}" for number in range(1, 12)),
     *("S1", "S2", "H1", "H2", "D1", "D2", "D3", "D4", "D5", "T1", "T2", "U1", "C1"),
-    *("N1", "N2", "N3", "X1", "X2"),
+    *("N1", "N2", "N3", "X1", "X2", "M1", "V1", "H3", "W1"),
 )
 BAD_INPUT = 3
 LIKE = {"recipe": "average", "source": "verify"}  # commands that do what others do
@@ -38,7 +40,7 @@ class Case:
     target: str
     make: Callable[[Path], object]
     said: str
-    kind: Literal["checkpoint", "data", "recipe", "table"] = "checkpoint"
+    kind: Literal["checkpoint", "data", "recipe", "table", "sums", "sidecar", "work"] = "checkpoint"
     codes: Mapping[str, int] = field(default_factory=dict)
     during: Literal["", "truncate", "rewrite", "replace", "fail"] = ""
     spec: str = "{}"

@@ -73,11 +73,34 @@ def of_a_table(case):
     yield "soup", [*SOUP, "--order-by", "a", "--metrics", case.target]
 
 
+def of_checksums(case):
+    yield "verify", ["verify", case.target]
+    yield "file", ["verify", f"{case.target}/model.safetensors"]
+    yield "required", ["verify", "--require-checksum", case.target]
+
+
+def of_sidecars(case):
+    """Yield what copies them: the case is the last checkpoint, by which sidecars are taken."""
+    yield "average", ["average", GOOD, case.target, "-o", "out/", "--sort", "given"]
+    yield "dry-run", ["average", GOOD, case.target, "-o", "out/", "--sort", "given", "--dry-run"]
+    yield "recipe", ["run", RECIPE]
+    yield "soup", ["soup", GOOD, case.target, "-o", "out/", "--sort", "given", *SOUP[5:]]
+    yield "recalibrate-bn", [*recalibrate(case, case.target, "rows.npy")[:-2], "out/", "--no-shuffle"]
+
+
+def of_a_soup(_case):
+    yield "soup", SOUP
+    yield "dry-run", [*SOUP, "--dry-run"]
+
+
 OF_KIND = {
     "checkpoint": of_a_checkpoint,
     "data": of_data,
     "recipe": of_a_recipe,
     "table": of_a_table,
+    "sums": of_checksums,
+    "sidecar": of_sidecars,
+    "work": of_a_soup,
 }
 
 
@@ -147,6 +170,11 @@ RECIPES = {
                 **({} if case.spec.startswith("wds") else {"shuffle": False}),
             },
         },
+    },
+    "sidecar": lambda case: {
+        "inputs": [GOOD, case.target],
+        "select": {"sort": "given"},
+        "outputs": "out/",
     },
     "table": lambda case: {
         "inputs": [GOOD, OTHER],

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from hostile import corpus_data, corpus_files, corpus_folders, corpus_torch
+from hostile import corpus_beside, corpus_data, corpus_files, corpus_folders, corpus_tables, corpus_torch
 from hostile.attacks import attacks_everywhere
 
 SAMPLE = 3  # of each threat, as many are read by all commands also when time is short
@@ -24,6 +24,8 @@ CASES = {
         corpus_folders.cases(),
         corpus_files.cases(),
         corpus_data.cases(),
+        corpus_tables.cases(),
+        corpus_beside.cases(),
         attacks_everywhere(),
     )
     for case in sampled(wing)

@@ -138,6 +138,9 @@ def fifo(folder):
     os.mkfifo(folder / "x.png")
 
 
+REFUSED = {"run": 2, "*": 3}
+
+
 def texts():
     layers = "\n".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]" for n in range(20)
@@ -161,9 +164,10 @@ def texts():
 
 
 def recipes():
+    """Yield texts that are no recipes; as a table of metrics, they are damaged files."""
     for name, body, said in texts():
-        yield of_bytes("C1", f"yaml: {name}", "bad.yaml", body.encode(), said, kind="recipe", codes={"*": 2})
-    yield of_bytes("C1", "yaml: no UTF-8", "bad.yaml", b"a: \xff\xfe", "UTF-8", kind="recipe", codes={"*": 2})
+        yield of_bytes("C1", f"yaml: {name}", "bad.yaml", body.encode(), said, kind="recipe", codes=REFUSED)
+    yield of_bytes("C1", "yaml: no UTF-8", "bad.yaml", b"a: \xff\xfe", "UTF-8", kind="recipe", codes=REFUSED)
 
 
 def cases():

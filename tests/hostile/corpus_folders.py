@@ -46,6 +46,18 @@ def safetensors():
         lambda: assembled(many, b"x"),
         "after its last",
     )
+    said = {"format": "pt", "swatool": "[" + "{}," * 2_000_000 + "{}]"}
+    yield Case(
+        "S2",
+        "safetensors: metadata of two million objects",
+        FILE,
+        lambda path: hf.save_safetensors(models.state(), path, said),
+        "itself an average|does not say where it comes from",
+        codes={
+            **dict.fromkeys(("average", "dry-run", "soup"), 2),
+            **dict.fromkeys(("inspect", "stats", "diff", "reversed", "recalibrate-bn", "like", "source"), 0),
+        },
+    )
     for name in ("\x1b[2J\x1b]0;owned\x07", "a\nerror: b", "\u202eevil", "n" * 100_000):
         title = f"safetensors: a tensor named {name[:20]!a}"
         lie = assembled({name: entry(shape=[3])}, bytes(8))

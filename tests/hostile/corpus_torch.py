@@ -273,6 +273,12 @@ def others():
     yield "P8", "another checksum in the directory", edited(WEIGHTS, size, "<I", 1), "does not match"
 
 
+def decimal(text):
+    """A whole number of many digits, or of another sign."""
+    raw = int(text).to_bytes(int(text).bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8b" + len(raw).to_bytes(4, "little") + raw
+
+
 def inert():
     """What honest files hold beside their weights: nobody minds it, and nobody makes it."""
     yield "a Namespace", named("argparse.Namespace") + b")\x81}" + text("lr") + number(1) + b"sb"
@@ -280,6 +286,8 @@ def inert():
     yield "a partial", named("functools.partial") + named("builtins.getattr") + b"\x85R"
     yield "an enum", named("my.Colour") + number(1) + b"\x85R"
     yield "a set", b"\x8f"
+    yield "a number of 400 digits", decimal("9" * 400)
+    yield "a negative number of 400 digits", decimal("-" + "9" * 400)
 
 
 def cases():
@@ -295,7 +303,8 @@ def cases():
     for row, name, data, said in others():
         yield of_bytes(row, name, ZIP, data, said)
     for name, body in inert():
-        yield of_bytes("P3", f"inert: {name}", ZIP, state_pickle(x=body), "", codes=INERT)
+        beside = {"x": body, "step": body} if name.endswith("digits") else {"x": body}
+        yield of_bytes("P3", f"inert: {name}", ZIP, state_pickle(**beside), "", codes=INERT)
     yield from named_for_terminals()
 
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from hostile.commands import commands_of, prepare
 from hostile.corpus import CASES
-from hostile.watching import OUTPUTS, WORK, Watch
+from hostile.watching import OUTPUTS, WORKS, Watch
 from swatool.cli import app
 
 # Made once rather than for each run: that takes longer than most commands.
@@ -120,8 +120,9 @@ def clear_outputs(case, command, code):
     made_before = command == "recipe" and case.kind == "data"
     for name in OUTPUTS if code == 0 or made_before else ():
         remove(name)
-    if command == "soup":
-        remove(WORK)
+    if command == "soup" and case.kind != "work":
+        for name in WORKS:
+            remove(name)
 
 
 def remove(name):

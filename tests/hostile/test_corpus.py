@@ -45,6 +45,9 @@ OF_KIND = {
     "data": {"recalibrate-bn", "recipe"},
     "recipe": {"metrics", "run"},
     "table": {"metrics", "recipe", "soup"},
+    "sums": {"verify", "file", "required"},
+    "sidecar": {"average", "dry-run", "recipe", "soup", "recalibrate-bn"},
+    "work": {"soup", "dry-run"},
 }
 
 

@@ -7,10 +7,12 @@ import sys
 OUTPUT = "out.safetensors"
 OUTPUTS = (OUTPUT, "out.pt", "bn.safetensors", "out")
 WORK = f"{OUTPUT}.soup.incomplete"
+WORKS = (WORK, "out.soup.incomplete")
 # The names by which an output is written, and those of what a soup has found.
 OWN = re.compile(
     "|".join(map(re.escape, OUTPUTS))
-    + rf"|(.*/)?\.[^/]*\.swatool-[^/]*|{re.escape(WORK)}(/.*)?|(candidate|sum)-\d\..*"
+    + r"|(.*/)?\.[^/]*\.swatool-[^/]*|(out|out\.safetensors)\.soup\.incomplete(/.*)?|(candidate|sum)-\d.*"
+    + r"|model\.safetensors|(generation_)?config\.json"  # in a hidden folder
 )
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # What a run that only reads has no reason to do.

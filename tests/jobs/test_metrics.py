@@ -7,7 +7,7 @@ import pytest
 from hanging import no_hang
 
 from swatool.checkpoints.selection import DatedCheckpoint
-from swatool.errors import MismatchError, UsageError
+from swatool.errors import CheckpointError, MismatchError, UsageError
 from swatool.jobs.metrics import best, metric_values
 
 
@@ -100,28 +100,28 @@ def test_all_checkpoints_without_a_number_are_named():
 @pytest.mark.parametrize(
     ("name", "data", "error", "said"),
     [
-        ("absent.csv", None, UsageError, "cannot read the table .*absent.csv"),
+        ("absent.csv", None, CheckpointError, "cannot read the table .*absent.csv"),
         ("m.txt", "a", UsageError, "must be .csv"),
         ("m.csv", "acc,loss\n1,2\n", UsageError, "needs a column checkpoint or step"),
         ("m.csv", "step,loss\n1,2\n", UsageError, "no column 'acc'; it has 'loss', 'step'"),
-        ("m.csv", "step,acc,acc\n1,2,3\n", UsageError, "twice in its header"),
-        ("m.csv", "step,acc\n1,2,3\n", UsageError, "line 2, has 3 cells under 2 names"),
-        ("m.csv", 'step,acc\n1,"2', UsageError, "no CSV"),
+        ("m.csv", "step,acc,acc\n1,2,3\n", CheckpointError, "twice in its header"),
+        ("m.csv", "step,acc\n1,2,3\n", CheckpointError, "line 2, has 3 cells under 2 names"),
+        ("m.csv", 'step,acc\n1,"2', CheckpointError, "no CSV"),
         ("m.csv", "step,acc\n100,1\n100,2\n", UsageError, "several values of 'acc' for 100"),
         ("m.csv", "step,acc\n100,high\n", UsageError, "has 'high' where a number"),
         ("m.csv", "step,acc\nlate,1\n", UsageError, "has 'late' where a number"),
         ("m.csv", "step,acc\n100,1\n200,nan\n", MismatchError, "not known of every checkpoint"),
         ("m.csv", "step,acc\n,1\n", UsageError, "does not say whose"),
         ("m.csv", "step,acc\n1,1\n,1\n", UsageError, "says of no checkpoint whose"),
-        ("m.json", "[1]", UsageError, "a row that is no object"),
-        ("m.json", "1", UsageError, "neither a list"),
-        ("m.json", '[{"step": 1, "step": 2, "acc": 1}]', UsageError, "stands twice"),
-        ("m.json", "[" * 100_000, UsageError, "no JSON"),
+        ("m.json", "[1]", CheckpointError, "a row that is no object"),
+        ("m.json", "1", CheckpointError, "neither a list"),
+        ("m.json", '[{"step": 1, "step": 2, "acc": 1}]', CheckpointError, "the same key twice: 'step'"),
+        ("m.json", "[" * 100_000, CheckpointError, "damaged: it is nested too deep"),
         ("m.json", '[{"step": 1, "acc": true}]', UsageError, "has 'True' where"),
-        ("m.json", '[{"step": 1, "acc": %s}]' % ("9" * 5000), UsageError, "no JSON|where a number"),
-        ("m.jsonl", '{"step": 1, "acc": 1}\n{', UsageError, "line 2"),
-        ("m.yaml", "a: 1\na: 2", UsageError, "stands twice"),
-        ("m.csv", b"\xff\xfe", UsageError, "not UTF-8"),
+        ("m.json", '[{"step": 1, "acc": %s}]' % ("9" * 5000), CheckpointError, "number of 5,000 digits"),
+        ("m.jsonl", '{"step": 1, "acc": 1}\n{', CheckpointError, "line 2"),
+        ("m.yaml", "a: 1\na: 2", CheckpointError, "stands twice"),
+        ("m.csv", b"\xff\xfe", CheckpointError, "not UTF-8"),
     ],
 )
 def test_bad_tables(tmp_path, name, data, error, said):
@@ -162,7 +162,7 @@ def test_what_cannot_be_chosen(count, mode, said):
 
 @pytest.mark.parametrize(("value", "mode"), [(math.inf, "max"), (-math.inf, "min")])
 def test_nothing_infinite_is_the_best(value, mode):
-    with pytest.raises(UsageError, match=r"the best value would be -?inf, which is none"):
+    with pytest.raises(UsageError, match=r"best value would be -?inf, that of 'run/a-200.pt', which is"):
         best(RUN, 2, (0.0, value, 1.0), mode)
 
 
@@ -177,5 +177,26 @@ def test_nan_beside_a_number_is_never_dropped(tmp_path, values):
 
 def test_a_table_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "m.csv")
-    with no_hang(), pytest.raises(UsageError, match="it is no regular file"):
+    with no_hang(), pytest.raises(CheckpointError, match="it is no regular file"):
         metric_values(RUN, "acc", tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("m.csv", "step,acc\n" + "1,2\n" * 260_000, "more than 500,000 cells: keep the rows"),
+        ("m.csv", "step,acc\n" + " " * (9 << 20), "9,437,193 bytes, and at most 8,388,608 are read"),
+        ("m.json", "[" + "{}," * 300_000 + "{}]", "more than 500,000 values"),
+        ("m.jsonl", '{"step":1,"a":1}\n' * 200_000, "more than 500,000 values"),
+        ("m.jsonl", "\n" * 300_000 + "{", "line 300001 is damaged: it is no JSON"),
+    ],
+)
+def test_tables_that_would_take_memory_without_bound(tmp_path, name, data, said):
+    (tmp_path / name).write_text(data)
+    with pytest.raises(CheckpointError, match=said):
+        metric_values([], "acc", tmp_path / name)
+
+
+def test_a_stored_number_that_no_float_holds_is_infinite():
+    run = dated("a.pt", "b.pt", fields=[{"acc": 10**400}, {"acc": -(10**400)}])
+    assert metric_values(run, "acc") == (math.inf, -math.inf)

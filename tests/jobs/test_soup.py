@@ -534,10 +534,9 @@ def test_somebody_elses_folder_is_left_alone():
     assert os.listdir("soup.pt.soup.incomplete") == ["notes"]
     shutil.rmtree("soup.pt.soup.incomplete")
     pathlib.Path("soup.pt.soup.incomplete").touch()
-    with pytest.raises(UsageError, match="is no folder"):
-        soup("run", "soup.pt", scoring=scoring(), overwrite=True)
-    with pytest.raises(OutputError, match="cannot make the folder"):
-        soup("run", "soup.pt", scoring=scoring(), overwrite=True, restart=True)
+    for restart in (False, True):
+        with pytest.raises(UsageError, match=r"soup\.incomplete' is no folder"):
+            soup("run", "soup.pt", scoring=scoring(), overwrite=True, restart=restart)
 
 
 def test_two_at_a_time_are_refused(folder):
@@ -648,5 +647,27 @@ def test_a_state_that_is_a_pipe_is_refused_and_not_waited_for():
     make_members(count=3)
     os.mkdir(work_folder("soup.pt"))
     os.mkfifo(os.path.join(work_folder("soup.pt"), "state.json"))
-    with no_hang(), pytest.raises(OutputError, match="it is no regular file"):
+    with no_hang(), pytest.raises(UsageError, match=r"state\.json' is damaged, or was not written"):
         soup("run", "soup.pt", scoring=scoring())
+    soup("run", "soup.pt", scoring=scoring(), restart=True)
+    assert not os.path.exists(work_folder("soup.pt"))
+
+
+@pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
+@pytest.mark.parametrize("options", [{}, {"restart": True}, {"dry_run": True}])
+def test_a_link_in_place_of_the_work_folder_is_refused_and_not_followed(leads_to, options):
+    make_members(count=3)
+    os.mkdir("elsewhere")
+    os.symlink(leads_to, work_folder("soup.pt"))
+    with pytest.raises(UsageError, match=r"soup\.incomplete' is a link, and a soup keeps there"):
+        soup("run", "soup.pt", scoring=scoring(), **options)
+    assert os.listdir("elsewhere") == []
+
+
+def test_an_infinite_number_is_no_order():
+    make_members(count=3)
+    first, *others = sorted(os.listdir("run"))
+    with open("t.csv", "w") as file:
+        file.write("".join(["file,acc\n", f"{first},inf\n", *(f"{name},1\n" for name in others)]))
+    with pytest.raises(UsageError, match="the best value would be inf, that of"):
+        soup("run", "soup.pt", scoring=scoring("max"), order_by="acc", metrics="t.csv")
