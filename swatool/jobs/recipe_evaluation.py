@@ -13,7 +13,7 @@ from swatool.jobs.recipe_parts import LAST, Check, Evaluation
 from swatool.jobs.recipe_reading import Mistakes
 from swatool.jobs.recipe_report import CheckReport, EvaluationReport, ProductReport, RecipeReport
 from swatool.jobs.scoring import check_comparable, check_evaluation, score
-from swatool.output.checksummed import remove_checksum
+from swatool.output.old_checksum import remove_checksum
 
 __all__ = ["Told", "evaluated", "find_evaluations"]
 

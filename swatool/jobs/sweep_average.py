@@ -13,7 +13,7 @@ from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.scoring import Scoring, check_comparable, check_evaluation, score
 from swatool.jobs.sweeps import Variant, as_axes, fill, fill_none, sweep
-from swatool.output.checksummed import remove_checksum
+from swatool.output.old_checksum import remove_checksum
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
 

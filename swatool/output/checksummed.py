@@ -1,38 +1,27 @@
 """Publishing an output together with its checksums, so that there is never a wrong one.
 
 Beside a file an older checksum goes before the file is replaced, and the new one comes after it: whoever is
-killed between leaves a file without one. A folder has them in it, and appears with them at once.
+killed between leaves a file without one. Where publishing fails, the older one is put back. A folder has them
+in it, and appears with them at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from enum import Enum
 
 from swatool.errors import OutputError, UsageError, printable
-from swatool.output.checksums import SUFFIX, SUMS, checksum_line, parse_checksums, sums_of
+from swatool.output.checksums import SUFFIX, SUMS, checksum_line, sums_of
 from swatool.output.layout import OutputFile
+from swatool.output.old_checksum import Beside, OldChecksum, look_beside, remove_checksum
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.publish_folder import PendingFolder
-from swatool.output.unfinished import failure, sync_folder
 
-__all__ = ["ChecksummedFile", "ChecksummedFolder", "check_checksum_target", "remove_checksum"]
+__all__ = ["ChecksummedFile", "ChecksummedFolder", "check_checksum_target"]
 
 PIECE = 1 << 20
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-class Beside(Enum):
-    """What stands under the name of a file's checksum."""
-
-    NOTHING = "nothing"
-    OURS = "one line about that file"
-    FOREIGN = "something else"
 
 
 def check_checksum_target(
@@ -52,7 +41,7 @@ def check_checksum_target(
     """
     beside = path + SUFFIX
     try:
-        found = _look(path)
+        found = look_beside(path)
     except OSError as error:
         if not wanted:
             return  # under a name that is too long, there is nothing
@@ -70,36 +59,6 @@ def check_checksum_target(
         check_target(beside, overwrite=overwrite, inputs=inputs, nbytes=0)
 
 
-def remove_checksum(path: str) -> bool:
-    """Remove the checksum beside a file, if it is one line about that file; say whether there was such."""
-    with suppress(OSError):
-        if _look(path) is Beside.OURS:
-            os.unlink(path + SUFFIX)
-            return True
-    return False
-
-
-def _look(path: str) -> Beside:
-    """Look at what stands beside a file; OSError if the system does not tell."""
-    name = os.path.basename(path)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        status = os.lstat(path + SUFFIX)
-        if not stat.S_ISREG(status.st_mode):
-            return Beside.FOREIGN
-        descriptor = os.open(path + SUFFIX, flags)
-    except FileNotFoundError:
-        return Beside.NOTHING
-    except PermissionError:
-        return Beside.FOREIGN
-    try:
-        longest = len(checksum_line("0" * 64, name))
-        text = os.pread(descriptor, longest + 1, 0)
-    finally:
-        os.close(descriptor)
-    return Beside.OURS if list(parse_checksums(text) or {}) == [name] else Beside.FOREIGN
-
-
 class ChecksummedFile:
     """A pending file whose checksum, wanted or not, is never another's; a `Pending`.
 
@@ -107,9 +66,12 @@ class ChecksummedFile:
         digests: the file's SHA-256 by its name, once it is sealed; nothing if it is not wanted.
     """
 
-    def __init__(self, pending: PendingFile, path: str, *, overwrite: bool, wanted: bool) -> None:
+    def __init__(
+        self, pending: PendingFile, old: OldChecksum, path: str, *, overwrite: bool, wanted: bool
+    ) -> None:
         self.digests: Mapping[str, str] = {}
         self._pending = pending
+        self._old = old
         self._path = path
         self._overwrite = overwrite
         self._wanted = wanted
@@ -129,35 +91,29 @@ class ChecksummedFile:
         self.seal()
         check_checksum_target(self._path, overwrite=self._overwrite, wanted=self._wanted)
         if self._overwrite:
-            self._remove_the_old_one()
-        waited = self._pending.publish()
-        for name, digest in self.digests.items():
-            line = checksum_line(digest, name)
-            try:
+            self._old.move_aside()
+        try:
+            waited = self._pending.publish()
+            for name, digest in self.digests.items():
+                line = checksum_line(digest, name)
                 with PendingFile(self._path + SUFFIX, len(line), overwrite=self._overwrite) as beside:
                     beside.write(0, line)
                     waited += beside.publish()
-            except BaseException:
-                self._pending.withdraw()
-                raise
+        except BaseException:
+            self._take_back()
+            raise
         return waited
 
     def withdraw(self) -> None:
         """Take back the names that were given, the checksum's before the file's."""
         if self.digests:
             remove_checksum(self._path)
-        self._pending.withdraw()
+        self._take_back()
 
-    def _remove_the_old_one(self) -> None:
-        """Remove the checksum of the file that will be replaced, and wait until it is gone for good."""
-        if remove_checksum(self._path):
-            folder = os.open(os.path.dirname(self._path) or ".", FOLDER_FLAGS)
-            try:
-                sync_folder(folder)
-            except OSError as error:
-                raise failure(self._path, error, folder, 0, 0) from error
-            finally:
-                os.close(folder)
+    def _take_back(self) -> None:
+        """Let the older file have its name again, and then its checksum."""
+        self._pending.withdraw()
+        self._old.settle()
 
 
 class ChecksummedFolder:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from swatool.output.checksummed import ChecksummedFile, ChecksummedFolder, check_checksum_target
 from swatool.output.layout import Layout
+from swatool.output.old_checksum import OldChecksum
 from swatool.output.publish import PendingFile, check_target
 from swatool.output.publish_folder import PendingFolder, check_folder_target
 from swatool.output.unfinished import check_room
@@ -124,8 +125,10 @@ def writing(
             folder = stack.enter_context(PendingFolder(path, layout.files, overwrite=overwrite))
             pending = ChecksummedFolder(folder, layout.files, threads)
         else:
+            # Left the last: which file stays is known when nothing is pending any more.
+            old = stack.enter_context(OldChecksum(os.fspath(path)))
             file = stack.enter_context(PendingFile(path, layout.size, overwrite=overwrite))
-            pending = ChecksummedFile(file, os.fspath(path), overwrite=overwrite, wanted=checksum)
+            pending = ChecksummedFile(file, old, os.fspath(path), overwrite=overwrite, wanted=checksum)
         for position, data in layout.fixed:
             pending.write(position, data)
         yield pending

@@ -161,12 +161,12 @@ class Scene:
         """Return what stands there that is no output and that this trial did not begin with."""
         return sorted(set(found) - set(self.scenario.outputs) - set(self.before))
 
-    def is_old(self, output, found):
+    def is_old(self, output, found, killed=False):
         """Whether an output is as before; what a killed run had moved aside may be back.
 
-        A checksum goes before its file is replaced, so that there is never a wrong one; it may be gone.
+        A checksum goes before its file is replaced, so that there is never a wrong one: a kill may lose it.
         """
-        if output.endswith(SUFFIX) and output not in found:
+        if killed and output.endswith(SUFFIX) and output not in found:
             return True
         if self.scenario.aside:
             old = next(content for name, content in self.before.items() if name.endswith(".old"))

@@ -9,10 +9,12 @@ import subprocess
 import pytest
 
 from swatool.errors import OutputError, UsageError
-from swatool.output import checksummed
-from swatool.output.checksummed import check_checksum_target, remove_checksum
+from swatool.output import checksummed, renaming
+from swatool.output.checksummed import check_checksum_target
 from swatool.output.checksums import checksum_line, parse_checksums, with_sums
 from swatool.output.layout import Piece, one_file, together
+from swatool.output.old_checksum import remove_checksum
+from swatool.output.unfinished import hidden_name
 from swatool.output.writing import check_output, publish_all, writing
 
 OLD, NEW = b"old content", b"new content"
@@ -189,6 +191,73 @@ def test_a_kill_after_each_step(out, beside, monkeypatch, old):
     monkeypatch.setattr(checksummed.PendingFile, "publish", publish)
     put(out, NEW, overwrite=old)
     assert steps == [(str(out), False, OLD if old else None), (str(beside), False, NEW)]
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("call", ["fsync", "renameat2", "link"])
+@pytest.mark.parametrize("turn", range(6))
+def test_where_publishing_fails_the_old_file_keeps_its_checksum(
+    out, beside, monkeypatch, checksum, call, turn
+):
+    put(out, OLD)
+    module, name = (renaming, "_renameat2") if call == "renameat2" else (os, call)
+    really, left = getattr(module, name), [turn]
+
+    def fail(*rest, **more):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.EIO, "Input/output error")
+        return really(*rest, **more)
+
+    monkeypatch.setattr(module, name, fail)
+    try:
+        put(out, NEW, overwrite=True, checksum=checksum)
+        content, names = NEW, [out.name, beside.name][: 1 + checksum]
+    except OutputError:
+        content, names = OLD, [out.name, beside.name]
+    monkeypatch.undo()
+    assert out.read_bytes() == content
+    assert sorted(os.listdir(out.parent)) == names
+    is_never_wrong(out, beside)
+
+
+def test_of_several_outputs_the_first_keeps_its_checksum_where_the_second_fails(tmp_path):
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    put(first, OLD)
+    layout = one_file([Piece(0, NEW)], {}, len(NEW))
+    with (
+        writing(layout, first, overwrite=True, checksum=True) as one,
+        writing(layout, second, overwrite=False, checksum=True) as other,
+    ):
+        second.write_bytes(OLD)
+        with pytest.raises(UsageError):
+            publish_all([one, other])
+    assert first.read_bytes() == second.read_bytes() == OLD
+    assert (tmp_path / "a.pt.sha256").read_bytes() == line(OLD, "a.pt")
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.sha256", "b.pt"]
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_the_next_run_removes_a_checksum_that_a_killed_one_had_moved_aside(out, beside, checksum):
+    put(out, OLD)
+    dead = beside.with_name(hidden_name(beside.name, "old").replace(f"-{os.getpid()}-", "-999999999-"))
+    beside.rename(dead)
+    put(out, NEW, overwrite=True, checksum=checksum)
+    assert sorted(os.listdir(out.parent)) == [out.name, beside.name][: 1 + checksum]
+
+
+def test_a_checksum_that_cannot_be_moved_aside_leaves_everything(out, beside, monkeypatch):
+    put(out, OLD)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*out\.pt\.sha256': Permission denied"):
+        put(out, NEW, overwrite=True, checksum=False)
+    assert out.read_bytes() == OLD
+    is_never_wrong(out, beside)
+    assert sorted(os.listdir(out.parent)) == [out.name, beside.name]
 
 
 def test_of_several_outputs_all_or_none_with_their_checksums(tmp_path):
