@@ -213,7 +213,7 @@ def _grow(request: SoupRequest, work: SoupWork, telling: _Telling) -> None:
 
 
 def _publish(request: SoupRequest, work: SoupWork) -> Report:
-    """Write the average of the accepted members, and remove the work folder."""
+    """Write the average of the accepted members, and remove the work folder, whatever comes after that."""
     settings = average_settings(request.settings)
     if is_published(request, work.state):
         settings = dataclasses.replace(settings, overwrite=True)
@@ -222,9 +222,24 @@ def _publish(request: SoupRequest, work: SoupWork) -> Report:
     chosen = [request.dated[one][0] for one in work.state.accepted]
     for checkpoint in chosen:
         checkpoint.files.check_unchanged()
-    (report,) = average_all([one.path for one in chosen], [Request(request.output, settings, fewest=1)])
-    work.remove()
+    before = _identity(request.output)
+    try:
+        (report,) = average_all([one.path for one in chosen], [Request(request.output, settings, fewest=1)])
+        work.remove()
+    except BaseException:  # a signal, or no memory
+        if _identity(request.output) != before:
+            work.remove()
+        raise
     return dataclasses.replace(report, warnings=(*request.warnings, *report.warnings))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells whether another file or folder has the name."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _members(request: SoupRequest, state: SoupState) -> tuple[SoupMember, ...]:

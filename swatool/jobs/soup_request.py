@@ -109,6 +109,8 @@ def found_before(request: SoupRequest) -> SoupState | None:
     state = read_state(request.folder)
     if state is None or state.identity == request.identity:
         return state
+    if state.publishing and _is_average_of(request.output, _accepted(state)):
+        return None  # that one was killed at its very end, and nobody will go on with it
     raise UsageError(
         f"{printable(request.folder)} holds a soup that was begun, and {_difference(state, request)}: give "
         "what it was begun with to go on, or --restart to begin anew"
@@ -133,13 +135,25 @@ def _difference(state: SoupState, request: SoupRequest) -> str:
 
 def is_published(request: SoupRequest, before: SoupState | None) -> bool:
     """Tell whether what stands under the output's name is what an earlier run published, and was killed."""
-    if before is None or not before.publishing or not os.path.exists(request.output):
+    if before is None or not before.publishing:
+        return False
+    return _is_average_of(request.output, _accepted(before))
+
+
+def _accepted(state: SoupState) -> list[str]:
+    """Return the names of the members that a soup has accepted."""
+    members = _Identity(**state.identity).members  # type: ignore[arg-type]
+    return [os.path.basename(os.path.normpath(members[one][0])) for one in state.accepted]
+
+
+def _is_average_of(output: str, names: Sequence[str]) -> bool:
+    """Tell whether what stands under a name says that it is the average of members of these names."""
+    if not os.path.exists(output):
         return False
     try:
-        with closing(open_checkpoint(request.output)) as there:
+        with closing(open_checkpoint(output)) as there:
             said = parse_json(there.metadata.get(METADATA_KEY, "{}"))
-        names = [source["name"] for source in said["sources"]]  # type: ignore[index]
+        found = [source["name"] for source in said["sources"]]  # type: ignore[index]
+        return sorted(found) == sorted(names)
     except (CheckpointError, JsonError, KeyError, TypeError):
         return False
-    accepted = [os.path.basename(os.path.normpath(request.dated[one][0].path)) for one in before.accepted]
-    return sorted(names) == sorted(accepted)

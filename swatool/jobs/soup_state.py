@@ -119,7 +119,7 @@ def _check(state: SoupState) -> None:
     if (
         identity.keys() != {"members", "request", "known"}
         or not isinstance(members, list)
-        or not all(isinstance(one, list) and len(one) == 3 for one in members)
+        or not all(isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) for one in members)
         or not isinstance(identity["request"], dict)
         or tried != state.order[: len(tried)]
         or not numbers <= set(range(len(members)))

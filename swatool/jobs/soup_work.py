@@ -34,12 +34,14 @@ class SoupWork:
         folder: its path.
         state: everything that was found so far, as it is on the disk.
         resumed: whether something was found by an earlier run.
+        removed: whether the folder has been removed, as nothing is left to be done.
     """
 
     def __init__(self, folder: str, state: SoupState, *, resumed: bool) -> None:
         self.folder = folder
         self.state = state
         self.resumed = resumed
+        self.removed = False
 
     def note(self, state: SoupState) -> None:
         """Bring the state to the disk: the old one or the new one is there at any moment."""
@@ -68,8 +70,9 @@ class SoupWork:
 
     def remove(self) -> None:
         """Remove the folder; what others have put there stays, and the folder with it."""
-        self.clear(sums=True)
+        self.removed = True
         with contextlib.suppress(FileNotFoundError):
+            self.clear(sums=True)
             os.unlink(self.path(STATE))  # the last, as it tells what the rest is
         with contextlib.suppress(OSError):
             os.rmdir(self.folder)
@@ -133,6 +136,8 @@ def working(folder: str, state: SoupState, *, resumed: bool) -> Iterator[SoupWor
         try:
             yield work
         except BaseException as error:
+            if work.removed:
+                raise
             if not (work.state.own or work.state.tried):
                 work.remove()
                 raise

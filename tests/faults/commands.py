@@ -158,6 +158,8 @@ class Scene:
         if "no output was written" in ended.stderr and set(there.values()) - {None}:
             wrong.append("an output was written, and is said not to be")
         left = {one.name for one in self.folder.iterdir()} - self._kept - set(command.outputs)
+        if command.goes_on and None not in there.values() and left:
+            wrong.append(f"left {sorted(left)} beside what is done")
         if command.goes_on and ended.code:
             self.run((*command.arguments, "--overwrite"))  # it takes up what is left, and cleans up
             left = {one.name for one in self.folder.iterdir()} - self._kept - set(command.outputs)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import swatool
 from swatool.errors import CheckFailedError, CheckpointError, MismatchError, OutputError, UsageError
+from swatool.jobs import soup as soup_job
 from swatool.jobs.scoring import Scoring
 from swatool.jobs.soup import SoupSettings, soup
 from swatool.jobs.soup_candidates import Candidates
@@ -662,6 +663,52 @@ def test_a_link_in_place_of_the_work_folder_is_refused_and_not_followed(leads_to
     with pytest.raises(UsageError, match=r"soup\.incomplete' is a link, and a soup keeps there"):
         soup("run", "soup.pt", scoring=scoring(), **options)
     assert os.listdir("elsewhere") == []
+
+
+@pytest.mark.parametrize("moment", ["published", "removing"])
+def test_a_soup_that_is_stopped_when_its_output_is_there_leaves_nothing_else(monkeypatch, moment):
+    make_members(count=3)
+
+    owner, name = (soup_job, "average_all") if moment == "published" else (soup_job.SoupWork, "clear")
+    function, stopped = getattr(owner, name), []
+
+    def stopping(*args, **kwargs):
+        found = function(*args, **kwargs)
+        if os.path.exists("soup.pt") and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(owner, name, stopping)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        soup("run", "soup.pt", scoring=scoring())
+    assert os.path.exists("soup.pt")
+    assert not os.path.exists(work_folder("soup.pt"))
+    assert not getattr(caught.value, "__notes__", [])
+
+
+def test_what_a_soup_leaves_that_was_killed_at_its_very_end_is_in_nobodys_way(monkeypatch):
+    make_members(count=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(soup_job.SoupWork, "remove", lambda _: None)
+        first = soup("run", "soup.pt", scoring=scoring())
+    assert os.path.exists(work_folder("soup.pt"))
+    os.unlink("run/m-0.pt")
+    found = soup("run", "soup.pt", scoring=scoring(), overwrite=True)
+    assert not found.resumed
+    assert len(found.members) == len(first.members) - 1
+    assert not os.path.exists(work_folder("soup.pt"))
+
+
+def test_another_request_is_refused_while_a_soup_is_not_published(monkeypatch):
+    make_members(count=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(soup_job.SoupWork, "remove", lambda _: None)
+        soup("run", "soup.pt", scoring=scoring())
+    os.unlink("soup.pt")
+    os.unlink("run/m-0.pt")
+    with pytest.raises(UsageError, match="its members were others"):
+        soup("run", "soup.pt", scoring=scoring())
 
 
 def test_an_infinite_number_is_no_order():
