@@ -24,7 +24,8 @@ MAX_DIGITS = 40
 
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-INTEGER = re.compile(r"[-+]?[0-9]+")
+INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+BASES = {"0o": 8, "0x": 16}
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
@@ -105,7 +106,7 @@ def scalar_of(text: str) -> Scalar:
     if text in BOOLS:
         return BOOLS[text]
     if INTEGER.fullmatch(text):
-        return int(text) if len(text) <= MAX_DIGITS else text
+        return int(text, BASES.get(text[:2], 10)) if len(text) <= MAX_DIGITS else text
     special = SPECIAL.fullmatch(text)
     if special:
         return float(special[1] + special[2])

@@ -11,7 +11,7 @@ from swatool.errors import UsageError
 from swatool.recipe.yaml_text import Node, plain, read_yaml
 
 # PyYAML goes by YAML 1.1, in which numbers of this form without a dot, such as 1e3, are texts.
-NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")  # YAML 1.2, 10.3.2
+NUMBER = re.compile(r"0o[0-7]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")  # YAML 1.2, 10.3.2
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=8).filter(
     lambda text: not (NUMBER.fullmatch(text) and yaml.safe_load(text) == text)
 )
@@ -46,7 +46,11 @@ def test_what_pyyaml_dumps_is_read_back(tree):
         ("0E0", 0.0),
         ("'1'", "1"),
         ("010", 10),
-        ("0x1f", "0x1f"),
+        ("0x1f", 31),
+        ("0X1f", "0X1f"),
+        ("-0x1f", "-0x1f"),
+        ("0o17", 15),
+        ("0o18", "0o18"),
         ("1_000", "1_000"),
         ("12:30:00", "12:30:00"),
         ("2026-01-01", "2026-01-01"),
@@ -97,6 +101,7 @@ def test_everything_has_its_line():
         ("a: \x01", "special characters|control characters"),
         (b"\xff\xfe\x00", "not UTF-8"),
         ("a: " + "9" * 41, "more than 40 digits"),
+        ("a: 0x" + "f" * 39, "more than 40 digits"),
         ("a" * (1 << 20) + "a", "more than 1,048,576"),
         ("[" * 40 + "]" * 40, "nested more than 32 deep"),
         ("a: " + "{a: " * 40, "nested more than 32 deep"),

@@ -6,7 +6,7 @@ from swatool.recipe.yaml_text import plain, read_yaml
 from swatool.recipe.yaml_writing import write_yaml
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=8)
-NUMBERS = st.from_regex(r"[-+]?[0-9.]*(e-?[0-9])?", fullmatch=True)
+NUMBERS = st.from_regex(r"[-+]?(0[ox])?[0-9.]*(e-?[0-9])?", fullmatch=True)
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**9), 10**9), st.floats(allow_nan=False), TEXT, NUMBERS
 )
