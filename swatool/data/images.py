@@ -58,8 +58,10 @@ def check_pillow() -> None:
         import PIL.Image
     except (ImportError, OSError, RuntimeError) as error:  # a broken installation raises what it likes
         raise UsageError(f"reading images needs Pillow ({error}): pip install 'swatool[images]'") from error
-    # Of images that swatool refuses in its own words; a filter of one thread would be that of all.
+    # Of images that swatool refuses in its own words, and of sound ones whose transparency is left out, as it
+    # should be; a filter of one thread would be that of all.
     warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
 
 def read_bytes(path: str) -> bytes:

@@ -48,6 +48,14 @@ def test_jpeg_is_what_pillow_decodes(pictures):
     assert bytes(as_bytes(decode_image(data, PLAIN)).permute(1, 2, 0).reshape(-1).tolist()) == expected
 
 
+def test_a_palette_with_transparency_is_read_without_a_warning(pictures):
+    file = io.BytesIO()
+    pixels = torch.tensor([[[255, 0]], [[0, 0]], [[0, 255]]], dtype=torch.uint8)
+    pictures.image(pixels).convert("P").save(file, "PNG", transparency=bytes([0, 128]))
+    check_pillow()
+    assert as_bytes(decode_image(file.getvalue(), PLAIN)).equal(pixels)
+
+
 def test_the_first_frame_of_an_animation_is_taken(pictures):
     frames = [pictures.image(torch.full((3, 4, 4), value, dtype=torch.uint8)) for value in (0, 255)]
     file = io.BytesIO()
