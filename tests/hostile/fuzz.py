@@ -68,7 +68,8 @@ def attempt(kind, mutant, outcome):
         ours = kind.ours(path)
     except SwatoolError as error:
         outcome.refused += 1
-        if not _is_a_sentence(str(error)):
+        lines = str(error).split("\n") if kind.is_listed else [str(error)]
+        if not all(map(_is_a_sentence, lines)):
             outcome.failures.append((f"not one sentence: {error}", mutant))
         return
     except Exception:  # noqa: BLE001 - that is what is looked for

@@ -4,13 +4,14 @@ import contextlib
 import functools
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from hostile import comparing, explaining, fuzz_arrays, hf, models, mutating
+from hostile import comparing, explaining, fuzz_arrays, fuzz_images, fuzz_recipes, hf, models, mutating
+from hostile.fuzz_format import Format, written_to
 from hostile.safetensors_headers import assembled
 from hostile.zips import repacked
 from swatool.checkpoints.contents import TensorDescriptor
@@ -77,45 +78,6 @@ def leaves(root):
             pending += value
         elif isinstance(value, TensorDescriptor | StoredTensor):
             yield value
-
-
-def no_reason(_mutant, _ours, _error):
-    return None
-
-
-def nothing(_folder):
-    """There is nothing to be made before the mutants are."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format.
-
-    Attributes:
-        mutant: damages a seed; gives bytes.
-        write: writes a mutant, and returns what is to be read.
-        ours: reads it with swatool.
-        theirs: reads a mutant with the reference library.
-        difference: says where the two differ.
-        reason: says why swatool alone reads it; None if that is not known.
-        prepare: makes what the mutants need beside them, in the current folder.
-    """
-
-    mutant: Callable
-    write: Callable
-    ours: Callable
-    theirs: Callable
-    difference: Callable
-    reason: Callable = no_reason
-    prepare: Callable = nothing
-
-
-def written_to(name):
-    def write(mutant):
-        Path(name).write_bytes(mutant)
-        return name
-
-    return write
 
 
 def read_one(path):
@@ -326,4 +288,6 @@ FORMATS = {
         fuzz_arrays.compare_arrays,
         explaining.of_archives,
     ),
+    **fuzz_recipes.FORMATS,
+    **fuzz_images.FORMATS,
 }

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from hostile import fuzz, mutating
+from hostile import fuzz, fuzz_images, mutating
 from hostile.fuzz_formats import FORMATS
 
 # A thousand mutants take 0.2 to 1.4 s.
 COUNT = int(os.environ.get("FUZZ_COUNT", "5000"))
-NEEDS_NUMPY = ("npy", "npz")
+NEEDS = {"npy": ("numpy",), "npz": ("numpy",)} | dict.fromkeys(fuzz_images.FORMATS, ("numpy", "PIL"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutants_are_refused_or_read_as_the_reference_library_reads_them(name):
-    if name in NEEDS_NUMPY:
-        pytest.importorskip("numpy")
+    for module in NEEDS.get(name, ()):
+        pytest.importorskip(module)
     outcome = fuzz.fuzz(name, COUNT)
     assert not outcome.failures, outcome.failures[0]
     assert outcome.mutants == COUNT
