@@ -10,7 +10,7 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
 from typing import NamedTuple, cast
@@ -34,6 +34,9 @@ PICKLES = (".pyd", ".pickle", ".pkl", ".pth", ".pt")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 MAX_MEMBER = 256 << 20  # bytes of one that is decoded
 MAX_HEADER = 1 << 20  # bytes of all that precedes a member's data: long names, extended headers
+# What an extended header says that decides which bytes are read, and as what.
+DECISIVE = frozenset({"path", "linkpath", "size", "hdrcharset"})
+SPARSE = "GNU.sparse."
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -207,16 +210,27 @@ def _headers(file: LocalFile, where: str) -> Iterator[tarfile.TarInfo]:
                 if info.offset_data + info.size > file.size:
                     raise tarfile.ReadError(f"member {printable(info.name)} reaches beyond its end")
                 position = info.offset
+                said = cast(dict[str, str], tar.pax_headers)
+                _refuse_for_all(said, where)
                 yield info
-                # They would grow with the file. What a global header says is thus for the next member only.
+                # They would grow with the file.
                 tar.members.clear()  # type: ignore[attr-defined]
-                cast(dict[str, str], tar.pax_headers).clear()
+                said.clear()
                 stream.allowed = MAX_HEADER
             # tarfile takes damaged headers for the end.
             if file.size < tar.offset + BLOCK or file.read(tar.offset, BLOCK) != bytes(BLOCK):
                 raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
     except (tarfile.TarError, EOFError, LookupError, OverflowError, RecursionError, ValueError) as error:
         raise DataError(f"{where} is truncated, damaged or no tar file: {error}") from error
+
+
+def _refuse_for_all(said: Mapping[str, str], where: str) -> None:
+    """Refuse a global header that says of all members what they are called, or where they end."""
+    found = [name for name in said if name in DECISIVE or name.startswith(SPARSE)]
+    if found:
+        raise DataError(
+            f"{where} has a {printable(found[0])} for all its members: pack the data as plain files"
+        )
 
 
 class _Headers(io.RawIOBase):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hanging import no_hang
 from hostile.arrays import npy
-from hostile.tars import BAD_TARS, TWO, member, patched, tarred, value
+from hostile.tars import BAD_TARS, TWO, global_header, member, patched, tarred, value
 
 from swatool.data import tar_records
 from swatool.data.options import DataOptions
@@ -50,6 +50,10 @@ def test_the_samples_of_all_shards_in_order(opened, format):
     assert not data.bad
     assert not data.notes
     data.close()
+
+
+def test_a_global_header_may_comment(opened):
+    assert firsts(opened(global_header({"comment": "by git archive"}))) == [[0, 1]]
 
 
 def test_images_are_decoded_and_resized(opened, pictures):

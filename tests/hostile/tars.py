@@ -42,7 +42,19 @@ ONE = tarred(("0.npy", value(0)), format=tarfile.USTAR_FORMAT)
 TWO = tarred(("0.npy", value(0)), ("1.npy", value(1)), format=tarfile.USTAR_FORMAT)
 
 
+def global_header(said):
+    """A tar file whose global header says something, and two members."""
+    pax = tarfile.TarInfo.create_pax_global_header(said)
+    return pax + TWO
+
+
 BAD_TARS = {
+    "a name for all members": (global_header({"path": "2.npy"}), "has a 'path' for all its members"),
+    "a size for all members": (global_header({"size": "3"}), "has a 'size' for all its members"),
+    "a sparse map for all members": (
+        global_header({"GNU.sparse.map": "0,1"}),
+        "has a 'GNU.sparse.map' for all its members",
+    ),
     "a giant member": (patched(ONE, 124, b"77777777777\0"), "reaches beyond its end"),
     "a giant member in base 256": (patched(ONE, 124, b"\x80" + b"\x7f" * 11), "damaged|beyond"),
     "a negative member": (patched(ONE, 124, b"\xff" * 11 + b"\xf0"), "damaged"),
