@@ -10,7 +10,17 @@ from pathlib import Path
 
 import torch
 
-from hostile import comparing, explaining, fuzz_arrays, fuzz_images, fuzz_recipes, hf, models, mutating
+from hostile import (
+    comparing,
+    explaining,
+    fuzz_arrays,
+    fuzz_images,
+    fuzz_recipes,
+    fuzz_tars,
+    hf,
+    models,
+    mutating,
+)
 from hostile.fuzz_format import Format, written_to
 from hostile.safetensors_headers import assembled
 from hostile.zips import repacked
@@ -290,4 +300,5 @@ FORMATS = {
     ),
     **fuzz_recipes.FORMATS,
     **fuzz_images.FORMATS,
+    **fuzz_tars.FORMATS,
 }

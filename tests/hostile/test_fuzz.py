@@ -12,7 +12,9 @@ from hostile.fuzz_formats import FORMATS
 
 # A thousand mutants take 0.2 to 1.4 s.
 COUNT = int(os.environ.get("FUZZ_COUNT", "5000"))
-NEEDS = {"npy": ("numpy",), "npz": ("numpy",)} | dict.fromkeys(fuzz_images.FORMATS, ("numpy", "PIL"))
+NEEDS = {"npy": ("numpy",), "npz": ("numpy",)} | dict.fromkeys(
+    (*fuzz_images.FORMATS, "tar"), ("numpy", "PIL")
+)
 
 
 @pytest.mark.parametrize("name", FORMATS)
