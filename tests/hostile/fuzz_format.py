@@ -44,3 +44,8 @@ def written_to(name):
         return name
 
     return write
+
+
+def folder_with(name, mutant):
+    (Path("folder") / name).write_bytes(mutant)
+    return "folder"

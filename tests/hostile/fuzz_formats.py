@@ -1,11 +1,8 @@
 """The formats that are damaged at random: how each is written, damaged and read, and by whom."""
 
-import contextlib
 import functools
 import io
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,23 +12,17 @@ from hostile import (
     explaining,
     fuzz_arrays,
     fuzz_images,
+    fuzz_ranks,
     fuzz_recipes,
     fuzz_tars,
     hf,
     models,
     mutating,
 )
-from hostile.fuzz_format import Format, written_to
+from hostile.fuzz_format import Format, folder_with, written_to
+from hostile.reading import compare_values, read_a_folder, read_one
 from hostile.safetensors_headers import assembled
 from hostile.zips import repacked
-from swatool.checkpoints.contents import TensorDescriptor
-from swatool.checkpoints.file_formats import read_file
-from swatool.checkpoints.files import LocalFile, LocalFiles, LocalFolder
-from swatool.checkpoints.folder_formats import read_folder
-from swatool.checkpoints.opening import open_checkpoint
-from swatool.errors import SwatoolError
-from swatool.models.weights import read_tensor
-from swatool.tensors import StoredTensor
 
 
 def seed_state():
@@ -51,56 +42,6 @@ def saved(legacy=False):
     file = io.BytesIO()
     torch.save(seed_state(), file, _use_new_zipfile_serialization=not legacy)
     return file.getvalue()
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What swatool made of a file.
-
-    Attributes:
-        root: its root.
-        values: dtype, shape and bytes of each tensor, by the identity of what describes it there.
-    """
-
-    root: object
-    values: Mapping[int, tuple[str, tuple[int, ...], bytes]]
-
-
-def everything_of(contents):
-    """Read all tensors; raises what swatool raises."""
-    values = {}
-    for leaf in leaves(contents.root):
-        values[id(leaf)] = comparing.raw(read_tensor(contents.locate(leaf)))
-    return Reading(contents.root, values)
-
-
-def leaves(root):
-    """Yield the descriptions of tensors, each once; what is cyclic or shared is gone through once."""
-    pending, seen = [root], set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            pending += value.values()
-        elif isinstance(value, list | tuple):
-            pending += value
-        elif isinstance(value, TensorDescriptor | StoredTensor):
-            yield value
-
-
-def read_one(path):
-    """Open a file as commands do, and return all that it holds."""
-    open_and_locate(path)
-    with contextlib.closing(LocalFile(path)) as file:
-        return everything_of(read_file(file))
-
-
-def open_and_locate(path):
-    """Find the state dict, which may be refused for what it is, as commands do."""
-    with contextlib.suppress(SwatoolError):
-        open_checkpoint(path).close()
 
 
 # Files by torch.save.
@@ -146,10 +87,6 @@ def legacy_mutant(dice):
     return b"".join(changed) + rest
 
 
-def compare_torch(ours, theirs):
-    return comparing.difference(ours.root, theirs, ours.values)
-
-
 # Files by safetensors.
 
 
@@ -183,17 +120,6 @@ def compare_described(ours, theirs):
 # Folders.
 
 
-def folder_with(name, mutant):
-    (Path("folder") / name).write_bytes(mutant)
-    return "folder"
-
-
-def read_a_folder(path):
-    open_and_locate(path)
-    with contextlib.closing(LocalFiles()) as files:
-        return everything_of(read_folder(LocalFolder(path, files)))
-
-
 def make_hf_folder(folder):
     from hostile.corpus_folders import hf_folder
 
@@ -211,38 +137,6 @@ def index_mutant(dice):
     return mutating.of_bytes(dice, index_seed()) if change == 0 else mutating.of_json(dice, index_seed())
 
 
-# torch's own reader would run a damaged pickle, so that it is not asked: what is read is what it saved.
-
-
-def make_dcp_folder(folder):
-    from hostile.corpus_folders import dcp_folder
-
-    dcp_folder()(folder / "folder")
-    metadata_seed()
-    honest()
-
-
-@functools.cache
-def metadata_seed():
-    return (Path("folder") / ".metadata").read_bytes()
-
-
-@functools.cache
-def honest():
-    """The bytes of each tensor that was saved."""
-    return {value[2] for value in read_a_folder("folder").values.values()}
-
-
-def metadata_mutant(dice):
-    return mutating.of_pickle(dice, metadata_seed())
-
-
-def compare_with_saved(ours, theirs):
-    """Whatever the damage renames, every tensor that is read has the bytes of one that was saved."""
-    strange = [value[:2] for value in ours.values.values() if value[2] and value[2] not in theirs]
-    return f"no such bytes were saved: {strange}" if strange else ""
-
-
 FORMATS = {
     "safetensors": Format(
         safetensors_mutant,
@@ -256,7 +150,7 @@ FORMATS = {
         written_to("x.pt"),
         read_one,
         comparing.torch_reads,
-        compare_torch,
+        compare_values,
         explaining.of_torch,
     ),
     "torch legacy": Format(
@@ -264,7 +158,7 @@ FORMATS = {
         written_to("x.pt"),
         read_one,
         comparing.torch_reads,
-        compare_torch,
+        compare_values,
         explaining.of_torch,
     ),
     "hf index": Format(
@@ -274,14 +168,6 @@ FORMATS = {
         lambda _: comparing.folder_reads(Path("folder"), hf.INDEX),
         compare_described,
         prepare=make_hf_folder,
-    ),
-    "dcp metadata": Format(
-        metadata_mutant,
-        lambda mutant: folder_with(".metadata", mutant),
-        read_a_folder,
-        lambda _: honest(),
-        compare_with_saved,
-        prepare=make_dcp_folder,
     ),
     "npy": Format(
         fuzz_arrays.npy_mutant,
@@ -298,6 +184,7 @@ FORMATS = {
         fuzz_arrays.compare_arrays,
         explaining.of_archives,
     ),
+    **fuzz_ranks.FORMATS,
     **fuzz_recipes.FORMATS,
     **fuzz_images.FORMATS,
     **fuzz_tars.FORMATS,

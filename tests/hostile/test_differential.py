@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from hostile import comparing, hf, odd
 from hostile.corpus_folders import hf_folder, saved
-from hostile.fuzz_formats import everything_of, read_a_folder
+from hostile.reading import everything_of, read_a_folder
 from swatool.checkpoints.file_formats import read_file
 from swatool.checkpoints.files import LocalFile
 from swatool.errors import CheckpointError
