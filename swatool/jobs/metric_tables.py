@@ -88,7 +88,8 @@ def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
             # An empty cell says nothing: loggers leave empty what a row is not about.
             rows.append({name: cell for name, cell in said if cell})
     except csv.Error as error:
-        raise CheckpointError(f"{where}, line {reader.line_num}, is no CSV: {error}") from error
+        what = str(error).replace("\t", r"\t")  # it names the delimiter
+        raise CheckpointError(f"{where}, line {reader.line_num}, is no CSV: {what}") from error
     return rows
 
 
