@@ -39,7 +39,7 @@ def parse_checksums(text: bytes) -> dict[str, str] | None:
     if not text.endswith(b"\n"):
         return None
     for line in text[:-1].split(b"\n"):
-        match = LINE.fullmatch(line)
+        match = LINE.fullmatch(line.removesuffix(b"\r"))  # of a name that ends so it would be escaped
         name = _unescaped(match[3]) if match and match[1] else match and match[3]
         if match is None or name is None or b"\0" in name:
             return None

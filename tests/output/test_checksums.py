@@ -67,6 +67,14 @@ def test_binary_mode_capitals_and_repeated_lines_are_accepted():
     assert parse_checksums(text) == {"x": DIGEST}
 
 
+def test_lines_that_end_as_those_of_windows_are_accepted():
+    assert parse_checksums(DIGEST.encode() + b"  x\r\n" + DIGEST.encode() + b"  y\n") == {
+        "x": DIGEST,
+        "y": DIGEST,
+    }
+    assert parse_checksums(checksum_line(DIGEST, "x\r")) == {"x\r": DIGEST}
+
+
 def test_a_folder_has_room_for_the_checksums_of_all_other_files():
     files = {"b\\": one_file([Piece(0, b"x")], {}, 1), "a": one_file([], {"t": 0}, 4)}
     layout = with_sums(together(files))
