@@ -14,6 +14,7 @@ from hostile import (
     fuzz_images,
     fuzz_ranks,
     fuzz_recipes,
+    fuzz_tables,
     fuzz_tars,
     hf,
     models,
@@ -188,4 +189,5 @@ FORMATS = {
     **fuzz_recipes.FORMATS,
     **fuzz_images.FORMATS,
     **fuzz_tars.FORMATS,
+    **fuzz_tables.FORMATS,
 }
