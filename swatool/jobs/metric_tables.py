@@ -68,7 +68,7 @@ def _read(path: str | os.PathLike[str], where: str) -> bytes:
 
 
 def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
-    if data.count(delimiter.encode()) + data.count(b"\n") > MOST_VALUES:
+    if sum(map(data.count, (delimiter.encode(), b"\n", b"\r"))) > MOST_VALUES:
         raise CheckpointError(
             f"{where} has more than {MOST_VALUES:,} cells: keep the rows of these checkpoints only"
         )

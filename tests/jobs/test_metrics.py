@@ -38,6 +38,7 @@ RUN = dated("run/a-100.pt", "run/a-200.pt", "run/a-300.pt", steps=[100, 200, 300
             '{"log_history": [{"step": 100, "loss": 1}, {"step": 100, "acc": 0.5},'
             ' {"step": 200, "acc": 0.75}, {"step": 300, "acc": 0.25}]}',
         ),
+        ("m.csv", "step,acc\r100,0.5\r200,0.75\r300,0.25\r"),
         ("m.jsonl", '{"step": 100, "acc": 0.5}\n\n{"step": 200, "acc": 0.75}\n{"step": 300, "acc": 0.25}'),
         (
             "m.jsonl",
@@ -113,7 +114,12 @@ def test_all_checkpoints_without_a_number_are_named():
         ("m.csv", "step,acc\n1,2,3\n", CheckpointError, "line 2, has 3 cells under 2 names"),
         ("m.csv", 'step,acc\n1,"2', CheckpointError, "no CSV"),
         ("m.tsv", 'step\tacc\n1\t"2"3', CheckpointError, r"no CSV: '\\t' expected"),
-        ("m.jsonl", '{"step": 1, "acc": 1}\u2028{"step": 2, "acc": 1}', CheckpointError, "line 1 is no JSON"),
+        (
+            "m.jsonl",
+            '{"step": 1, "acc": 1}\u2028{"step": 2, "acc": 1}',
+            CheckpointError,
+            "line 1 is damaged: it is no JSON",
+        ),
         ("m.csv", "step,acc\n100,1\n100,2\n", UsageError, "several values of 'acc' for 100"),
         ("m.csv", "step,acc\n100,high\n", UsageError, "has 'high' where a number"),
         ("m.csv", "step,acc\nlate,1\n", UsageError, "has 'late' where a number"),
