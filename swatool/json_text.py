@@ -25,14 +25,14 @@ def parse_json(data: bytes | str, *, most: int = MOST_VALUES) -> object:
     """Return what a JSON text says: no key twice in an object, and no number that nobody could mean.
 
     Args:
-        data: the text; bytes are UTF-8.
+        data: the text; bytes are UTF-8, without a byte order mark.
         most: about so many values, names of keys included.
 
     Raises:
         JsonError: it is no JSON, is nested too deep, or has too many values.
     """
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        text = data.decode() if isinstance(data, bytes) else data
         del data  # which would be there twice
         if sum(map(text.count, BEFORE_A_VALUE)) > most:
             raise JsonError(f"it has more than {most:,} values")

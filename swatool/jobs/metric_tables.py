@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -38,7 +39,7 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{where} must be .csv, .tsv, .json, .jsonl, .yaml or .yml by its name")
-    data = _read(path, where)
+    data = _read(path, where).removeprefix(codecs.BOM_UTF8)
     try:
         if suffix in (".csv", ".tsv"):
             return _rows_of_csv(data, where, "\t" if suffix == ".tsv" else ",")
@@ -46,7 +47,7 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
             return list(_rows_of_lines(data, where))
         if suffix == ".json":
             return _rows_of(_json(data, where), where)
-        return _rows_of(plain(read_yaml(data.decode("utf-8-sig"), where)), where)
+        return _rows_of(plain(read_yaml(data.decode(), where)), where)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where} is not UTF-8, near byte {error.start}") from error
     except UsageError as error:  # as recipes are refused
@@ -73,7 +74,7 @@ def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
             f"{where} has more than {MOST_VALUES:,} cells: keep the rows of these checkpoints only"
         )
     # Line by line: as a whole, a text may take four times its bytes.
-    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
