@@ -130,6 +130,14 @@ def test_every_wing_has_its_place():
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_numpy_is_neither_imported_nor_asked_of_tensors(module):
+    tree = MODULES[module]
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert "numpy" not in root_of(everything_imported(module))
+    assert not asked & {"numpy", "from_numpy", "__array__"}
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module):
     here = wing(module)
     known = {wing(name) for name in own(everything_imported(module))} - {here}
