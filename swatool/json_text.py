@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 from swatool.errors import printable
 
-__all__ = ["MOST_VALUES", "JsonError", "parse_json"]
+__all__ = ["BEFORE_A_VALUE", "MOST_VALUES", "JsonError", "parse_json"]
 
 # A value takes up to about a hundred bytes as an object, and three in the text.
 MOST_VALUES = 500_000
 MOST_DIGITS = 400  # more than any float has
 SHOWN = 5
-BEFORE_A_VALUE = "[{,:"
+BEFORE_A_VALUE = "[{,:"  # what stands before each but the first
 
 
 class JsonError(ValueError):

@@ -113,7 +113,7 @@ class LocalFile:
             raise CheckpointError(f"cannot look at {printable(self.path)}: {error.strerror}") from error
         if now != self._identity:
             raise CheckpointError(
-                f"{printable(self.path)} changed while it was read: average a finished copy of it"
+                f"{printable(self.path)} changed while it was read: use a finished copy of it"
             )
 
     def close(self) -> None:

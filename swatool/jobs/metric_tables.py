@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from swatool.checkpoints.files import open_regular
 from swatool.errors import CheckpointError, UsageError, printable
-from swatool.json_text import JsonError, parse_json
+from swatool.json_text import BEFORE_A_VALUE, JsonError, parse_json
 from swatool.recipe.yaml_text import plain, read_yaml
 
 __all__ = ["Row", "read_table"]
@@ -68,11 +68,15 @@ def _read(path: str | os.PathLike[str], where: str) -> bytes:
         raise CheckpointError(f"cannot read {where}: {error.strerror}") from error
 
 
-def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
-    if sum(map(data.count, (delimiter.encode(), b"\n", b"\r"))) > MOST_VALUES:
+def _refuse_too_many(count: int, what: str, where: str) -> None:
+    if count > MOST_VALUES:
         raise CheckpointError(
-            f"{where} has more than {MOST_VALUES:,} cells: keep the rows of these checkpoints only"
+            f"{where} has more than {MOST_VALUES:,} {what}: keep the rows of these checkpoints only"
         )
+
+
+def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
+    _refuse_too_many(sum(map(data.count, (delimiter.encode(), b"\n", b"\r"))), "cells", where)
     # Line by line: as a whole, a text may take four times its bytes.
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -95,16 +99,10 @@ def _rows_of_csv(data: bytes, where: str, delimiter: str) -> list[Row]:
 
 
 def _rows_of_lines(data: bytes, where: str) -> Iterator[Row]:
-    left = MOST_VALUES
+    _refuse_too_many(sum(data.count(one.encode()) for one in BEFORE_A_VALUE), "values", where)
     for number, line in enumerate(io.BytesIO(data), 1):
         if line.strip():
-            row = _object(_json(line, f"{where}, line {number}"), where)
-            left -= len(row) + 1
-            if left < 0:
-                raise CheckpointError(
-                    f"{where} has more than {MOST_VALUES:,} values: keep the rows of these checkpoints only"
-                )
-            yield row
+            yield _object(_json(line, f"{where}, line {number}"), where)
 
 
 def _json(data: bytes, where: str) -> object:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from faults import (
     changing,
+    changing_others,
     commands,
     failing,
     filling,
@@ -40,7 +41,8 @@ MEASURES = (
     *(killing.measure_kills, killing.measure_random_kills, failing.measure_failures),
     *(filling.measure_full_disks, ordering.measure_ordering, signalling.measure_signals),
     commands.measure_commands,
-    *(changing.measure_changes, misreading.measure_misreading, racing.measure_races),
+    *(changing.measure_changes, changing_others.measure_other_changes),
+    *(misreading.measure_misreading, racing.measure_races),
     *(limiting.measure_limits, soaking.measure_soak, permissions.measure_permissions, sizes.measure_sizes),
 )
 

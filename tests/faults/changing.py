@@ -147,28 +147,33 @@ class Scene:
         self.clear()
         return found if ended.code == 0 else None
 
-
-def judge(scene: Scene, path: Path, ended) -> list[str]:
-    """Return what is wrong with a run during which a file was changed."""
-    there = bytes_of(scene.folder / OUTPUT)
-    others = sorted(set(scene.clear()) - {OUTPUT})
-    wrong = [*ended.wrong_words(), *(f"left {name}" for name in others)]
-    if ended.code == 0:
-        # The change may have come before the file was opened, or after the last look at it.
-        if there is None or (there != scene.whole and there != scene.now()):
-            wrong.append("exit code 0 and an output that no version of the files gives")
-    elif ended.code == 3:
-        named = (path.name, path.parent.name) if path.parent != scene.folder else (path.name,)
-        if not any(name in ended.stderr for name in named):
-            wrong.append(f"does not name {path.name}: {ended.stderr!r}")
-    else:
-        wrong.append(f"exit code {ended.code}: {ended.stderr[-300:]!r}")
-    if ended.code and there is not None:
-        wrong.append("an output was written")
-    return wrong
+    def judge(self, path, ended):
+        """Return what is wrong with a run during which a file was changed."""
+        there = bytes_of(self.folder / OUTPUT)
+        others = sorted(set(self.clear()) - {OUTPUT})
+        wrong = [*ended.wrong_words(), *(f"left {name}" for name in others)]
+        if ended.code == 0:
+            # The change may have come before the file was opened, or after the last look at it.
+            if there is None or (there != self.whole and there != self.now()):
+                wrong.append("exit code 0 and an output that no version of the files gives")
+        else:
+            wrong += wrong_refusal(ended, path, self.folder)
+        if ended.code and there is not None:
+            wrong.append("an output was written")
+        return wrong
 
 
-def change_in_rounds(scene: Scene, rounds: int, seed: int) -> tuple[list[str], list[int]]:
+def wrong_refusal(ended, path, folder):
+    """Return what is wrong with a run that was refused for a file: it is a bad input, and is named."""
+    if ended.code != 3:
+        return [f"exit code {ended.code}: {ended.stderr[-300:]!r}"]
+    named = (path.name, path.parent.name) if path.parent != folder else (path.name,)
+    if not any(name in ended.stderr for name in named):
+        return [f"does not name {path.name}: {ended.stderr!r}"]
+    return []
+
+
+def change_in_rounds(scene, rounds: int, seed: int) -> tuple[list[str], list[int]]:
     """Change a file in each of some runs; return what went wrong, and the exit codes."""
     chance = random.Random(seed)
     wrong, codes = [], []
@@ -192,7 +197,7 @@ def change_in_rounds(scene: Scene, rounds: int, seed: int) -> tuple[list[str], l
         codes.append(ended.code)
         when = f"at read {read} of {scene.reads}" if prelude else f"{way} after {delay:.3f} s"
         what = f"{change.__name__} of {scene.kind}, {when}"
-        wrong += [f"{what}: {one}" for one in judge(scene, path, ended)]
+        wrong += [f"{what}: {one}" for one in scene.judge(path, ended)]
     return wrong, codes
 
 
