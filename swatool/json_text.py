@@ -12,6 +12,7 @@ __all__ = ["BEFORE_A_VALUE", "MOST_VALUES", "JsonError", "parse_json"]
 
 # A value takes up to about a hundred bytes as an object, and three in the text.
 MOST_VALUES = 500_000
+MOST_WIDE = 4 << 20  # bytes of a text in which each letter may take four
 MOST_DIGITS = 400  # more than any float has
 SHOWN = 5
 BEFORE_A_VALUE = "[{,:"  # what stands before each but the first
@@ -29,8 +30,12 @@ def parse_json(data: bytes | str, *, most: int = MOST_VALUES) -> object:
         most: about so many values, names of keys included.
 
     Raises:
-        JsonError: it is no JSON, is nested too deep, or has too many values.
+        JsonError: it is no JSON, is nested too deep, is too long, or has too many values.
     """
+    if isinstance(data, bytes) and len(data) > MOST_WIDE and not data.isascii():
+        raise JsonError(
+            f"it has {len(data):,} bytes and letters beyond ASCII, and at most {MOST_WIDE:,} are read"
+        )
     try:
         text = data.decode() if isinstance(data, bytes) else data
         del data  # which would be there twice

@@ -36,3 +36,10 @@ def test_what_is_refused_and_in_which_words(data, said):
     with pytest.raises(JsonError) as caught:
         parse_json(data, most=3 if "3 values" in said else 500_000)
     assert str(caught.value) == said
+
+
+def test_long_texts_of_wide_letters_are_refused_before_they_are_decoded():
+    wide = '"\U0001f600"'.encode()
+    assert parse_json(b" " * (4 << 20) + b'"a"') == "a"
+    with pytest.raises(JsonError, match="4,194,310 bytes and letters beyond ASCII"):
+        parse_json(b" " * (4 << 20) + wide)

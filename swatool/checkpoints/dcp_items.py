@@ -168,23 +168,27 @@ def _read(part: Part) -> Held:
 
 
 def _taken_as_a_model(part: Part, held: Held) -> Alike | None:
-    """Return what others are compared with; None for an item that is not short around its elements."""
-    begin = held.runs[0][0] if held.runs else 0
-    directory = END.unpack(part.read(part.size - END.size, END.size))[DIRECTORY_FIELD]
+    """Return what others are compared with; None for an item that torch would have written in another order.
+
+    All that says what the elements are lies before them, and after them nothing but the version and the
+    directory.
+    """
     records = read_directory(part)
     (folder,) = [name.partition("/")[0] for name in records if name.endswith("/data.pkl")]
     version = records.get(f"{folder}/version")
+    directory = END.unpack(part.read(part.size - END.size, END.size))[DIRECTORY_FIELD]
     if directory == IN_ZIP64_32 or version is None:  # beyond 4 GiB; not as torch writes it
         return None
+    said = [records[name] for name in (f"{folder}/data.pkl", f"{folder}/byteorder") if name in records]
+    head = max(data_offset(part, record) + record.size for record in said)
+    elements = held.runs[0][0] if held.runs else head
     rest = version.header
-    if begin > WINDOW or not part.size - WINDOW <= rest <= directory:
+    if not head <= elements <= WINDOW or not part.size - WINDOW <= rest <= directory:
         return None
     data = part.read(rest, part.size - rest)
-    spans = (
-        (0, data_offset(part, version) + version.size - rest),
-        *_spans_without_checksums(data, directory - rest),
-    )
-    return Alike(part.read(0, begin), rest, spans, _cut(data, spans), held)
+    checked = data_offset(part, version) + version.size - rest
+    spans = ((0, checked), *_spans_without_checksums(data, directory - rest))
+    return Alike(part.read(0, elements), rest, spans, _cut(data, spans), held)
 
 
 def _spans_without_checksums(data: bytes, directory: int) -> Iterator[tuple[int, int]]:

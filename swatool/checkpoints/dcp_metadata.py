@@ -23,7 +23,7 @@ __all__ = ["NOTES", "Metadata", "TensorEntry", "interpreted"]
 
 MAX_BYTES = 256 << 20
 MAX_PARTS = 1_000_000  # of tensors, and what is said of each; more may not take more memory
-BYTES_OF_EACH = 32  # at least, as torch writes them
+BYTES_OF_EACH = 36  # at least, as torch writes them
 MAX_DEPTH = 64
 KNOWN_CUTS = 64
 NOTES = "swatool_notes"  # an attribute of swatool's own outputs, which torch does not look at

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 
 from swatool.checkpoints.contents import Opaque
 from swatool.checkpoints.pickle_attacks import is_attack
-from swatool.checkpoints.pickle_costs import allowed
+from swatool.checkpoints.pickle_costs import ALLOWED_BY_RECORD, ALLOWED_BY_TENSOR, allowed
 from swatool.checkpoints.pickle_globals import MalformedError, storage
 from swatool.errors import CheckpointError, printable
 
@@ -93,7 +93,8 @@ class PickleMachine:
 
     def check_held(self) -> None:
         """Refuse a pickle whose values take more room than its tensors can need."""
-        if self.held > allowed(min(self.described, self._earning)):
+        by_each = ALLOWED_BY_RECORD if self.records else ALLOWED_BY_TENSOR
+        if self.held > allowed(min(self.described, self._earning), by_each):
             raise MalformedError("holds far more than its tensors need")
 
     def store(self, index: int) -> None:

@@ -261,11 +261,17 @@ def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:
 def _build(machine: PickleMachine, position: int) -> int:
     """Drop the state: an Opaque has none, and that of an OrderedDict (`_metadata`) holds no weights.
 
-    That of a tensor or a storage would give it other values; torch.save gives them none.
+    That of a tensor or a storage would give it other values; torch.save gives them none. A record gets the
+    entries that the state has now: what the pickle does to that dict later is not done to the object.
     """
     state = machine.stack.pop()
     target = machine.stack[-1]
     if type(target) is Record:
+        if target.state is not None:
+            raise MalformedError("gives an object its values twice")
+        if type(state) is dict:
+            machine.held += DICT_SLOT * len(state)
+            state = dict(state)
         target.state = state
     elif type(target) in (TensorDescriptor, Storage):
         raise MalformedError("changes the values of a tensor that it has made")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeGuard
@@ -21,9 +22,22 @@ __all__ = ["looks_like_safetensors", "read_safetensors"]
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 25_000_000  # what the Hugging Face hub accepts; parsing takes several times as much memory
 MAX_TENSORS = 200_000  # as many as a torch file may hold; each takes a kilobyte and more until all is done
+MAX_UNUSUAL = 1 << 20  # bytes of a header in any form, and four times as many with letters beyond ASCII
 MAX_RANK = 64
 MAX_LENGTH = 2**63
+MAX_PAIRS = 10_000  # of metadata in a long header
 FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+# What writers write. JSON in other forms takes fifty times its bytes in memory: so a long header must match.
+SPACE = r"[ \t\r\n]*+"
+TEXT = r'"(?:[^"\\]++|\\.)*+"'
+LENGTHS = rf"\[{SPACE}(?:\d{{1,20}}+{SPACE},?{SPACE}){{0,{MAX_RANK}}}+\]"
+FIELD = rf"{SPACE}{TEXT}{SPACE}:{SPACE}(?:{TEXT}|{LENGTHS}){SPACE},?"
+ENTRY = rf"{SPACE}{TEXT}{SPACE}:{SPACE}\{{(?:{FIELD}){{3}}{SPACE}\}}{SPACE},?"
+PAIR = rf"{SPACE}{TEXT}{SPACE}:{SPACE}{TEXT}{SPACE},?"
+PAIRS = rf'{SPACE}"__metadata__"{SPACE}:{SPACE}\{{(?:{PAIR}){{0,{MAX_PAIRS}}}+{SPACE}\}}{SPACE},?'
+USUAL = re.compile(rf"\{{(?:{PAIRS})?+(?:{ENTRY})*+(?:{PAIRS})?+{SPACE}\}}{SPACE}".encode(), re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -61,9 +75,8 @@ def read_safetensors(source: Source) -> Contents:
     tensors: dict[str, StoredTensor] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     ranges: list[tuple[int, int, str]] = []
-    count = len(entries) - ("__metadata__" in entries)
-    if count > MAX_TENSORS:
-        raise CheckpointError(f"{where} holds {count:,} tensors; at most {MAX_TENSORS:,} are read")
+    if len(entries) - ("__metadata__" in entries) > MAX_TENSORS:
+        raise _too_many(where)
     for name in list(entries):
         entry = entries.pop(name)
         if name == "__metadata__":
@@ -84,14 +97,18 @@ def _locate(leaf: TensorDescriptor | StoredTensor) -> StoredTensor:
 def _parse_header(header: bytes, where: str) -> dict[str, object]:
     if header[:1] != b"{":
         raise CheckpointError(f"{where} has no safetensors header: it does not begin with '{{'")
+    if len(header) > MAX_UNUSUAL:
+        _check_usual(header, where)
     try:
         # A function for each number takes long, and names may hold a minus, too.
         parse_int = _no_negative_zero if b"-0" in header else None
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_entry_or_dict, parse_int=parse_int)
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_Objects(where), parse_int=parse_int)
         if b"\\u" in header:  # an escape may be half a surrogate pair, which is no text and fails to encode
             json.dumps(entries, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{where} has a damaged safetensors header: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{where} has a damaged safetensors header: it is nested too deep") from error
     if isinstance(entries, Entry):  # of tensors that are called so
         return entries._asdict()
     if not isinstance(entries, dict):
@@ -106,16 +123,43 @@ def _no_negative_zero(text: str) -> int:
     return int(text)
 
 
-def _entry_or_dict(pairs: list[tuple[str, object]]) -> Entry | dict[str, object]:
-    """Return the object of these pairs, whose lists are tuples in what is said of a tensor."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    if found.keys() != FIELDS:
-        return found
-    return Entry(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    )
+def _check_usual(header: bytes, where: str) -> None:
+    """Refuse a long header of which the objects would take far more memory than those of tensors."""
+    if not header.isascii() and len(header) > 4 * MAX_UNUSUAL:
+        what = f"and letters beyond ASCII; at most {4 * MAX_UNUSUAL:,} are read of such a one"
+    elif USUAL.fullmatch(header) is None:
+        what = f"and more in it than entries of tensors; at most {MAX_UNUSUAL:,} are read of such a one"
+    else:
+        return
+    raise CheckpointError(f"{where} has a safetensors header of {len(header):,} bytes, {what}")
+
+
+def _too_many(where: str) -> CheckpointError:
+    return CheckpointError(f"{where} holds more than {MAX_TENSORS:,} tensors, which are not read")
+
+
+class _Objects:
+    """Makes what the objects of a header are kept as, up to as many as there may be tensors."""
+
+    def __init__(self, where: str) -> None:
+        self._left = MAX_TENSORS + 2  # the metadata, and the whole
+        self._where = where
+
+    def __call__(self, pairs: list[tuple[str, object]]) -> Entry | dict[str, object]:
+        """Return the object of these pairs, whose lists are tuples in what is said of a tensor."""
+        self._left -= 1
+        if self._left < 0:
+            raise CheckpointError(
+                f"{self._where} holds more than {MAX_TENSORS:,} tensors, which are not read"
+            )
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands twice")
+        if found.keys() != FIELDS:
+            return found
+        return Entry(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        )
 
 
 def _metadata(entry: object, where: str) -> Mapping[str, str]:

@@ -1,9 +1,11 @@
 """The torch files inside `.distcp` files: each change of a byte is judged as if the item were alone."""
 
 import io
+import zipfile
 
 import pytest
 import torch
+from hostile.zips import central_headers, edited, zip_of
 
 from swatool.checkpoints import dcp_items
 from swatool.checkpoints.dcp_items import ItemReader
@@ -92,6 +94,39 @@ def test_a_changed_byte_is_judged_as_if_the_item_were_alone(tmp_path):
     folder, (first, *others) = folder_of(tmp_path, original, *changed)
     for position, place in enumerate(others):
         assert outcome(folder, place, first) == outcome(folder, place), position
+
+
+def with_the_pickle_behind(data):
+    """The same item with its elements first, and nothing recorded of its pickle's checksum."""
+    names = ("data/0", "data.pkl", "byteorder", "version")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        found = zip_of([(f"archive/{name}", archive.read(f"archive/{name}")) for name in names])
+    return edited(found, central_headers(found)[1] + 16, "<I", 0)
+
+
+def test_a_pickle_that_follows_the_elements_is_read_of_each_item(tmp_path, full_readings):
+    values = [torch.arange(4.0).view(2, 2), torch.arange(4.0).view(2, 2).t()]
+    items = [with_the_pickle_behind(item(value)) for value in values]
+    assert len(items[0]) == len(items[1])
+    assert all(torch.equal(torch.load(io.BytesIO(one)), v) for one, v in zip(items, values, strict=True))
+    folder, places = folder_of(tmp_path, *items)
+    reader = ItemReader(folder, {})
+    for value, place in zip(values, places, strict=True):
+        assert torch.equal(read_tensor(reader.locate(place, "the same for both")), value)
+    assert len(full_readings) == 2
+
+
+def test_items_without_elements_are_told_apart_by_their_pickles(tmp_path):
+    values = [torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros(0, 4)]
+    items = []
+    for value in values:
+        data = item(value)
+        (pickled,) = (at for at in central_headers(data) if data[at + 46 :].startswith(b"archive/data.pkl"))
+        items.append(edited(data, pickled + 16, "<I", 0))
+    folder, places = folder_of(tmp_path, *items)
+    reader = ItemReader(folder, {})
+    for value, place in zip(values, places, strict=True):
+        assert read_tensor(reader.locate(place, "the same for all")).shape == value.shape
 
 
 @pytest.mark.parametrize("value", [{"w": torch.ones(2)}, [torch.ones(2)], "text"])

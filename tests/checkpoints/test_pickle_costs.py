@@ -15,7 +15,7 @@ import zipfile
 import pytest
 import torch
 
-from swatool.checkpoints.pickle_costs import ALLOWED, COSTS, allowed
+from swatool.checkpoints.pickle_costs import ALLOWED_BY_TENSOR, COSTS
 from swatool.checkpoints.pickle_descriptors import load_descriptors
 from swatool.errors import CheckpointError
 
@@ -162,7 +162,7 @@ def test_models_and_their_optimizers_cost_less_than_their_tensors_allow():
     for root in training_state(1000):
         cost, tensors = costs_of(root)
         assert tensors in (1000, 4000)
-        assert cost < tensors * (allowed(1) - ALLOWED)
+        assert cost < tensors * ALLOWED_BY_TENSOR
 
 
 def test_without_any_tensor_there_is_room_for_a_large_vocabulary():

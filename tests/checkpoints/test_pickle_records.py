@@ -79,3 +79,19 @@ def test_only_the_class_itself_makes_one():
 def test_a_state_of_nothing_is_damage(code):
     with pytest.raises(CheckpointError, match="is damaged"):
         load_descriptors(code, "file", records=(NAME,))
+
+
+MADE = b"\x80\x02c" + f"{__name__}\nThing\n".encode() + b")\x81q\0}q\x01X\1\0\0\0aK\1sb"
+
+
+def test_what_happens_to_the_state_later_does_not_happen_to_the_object():
+    data = MADE + b"h\x01X\1\0\0\0aK\2s0."
+    assert vars(pickle.loads(data)) == {"a": 1}
+    assert load_descriptors(data, "file", records=(NAME,)).state == {"a": 1}
+
+
+def test_values_given_twice_are_refused():
+    data = MADE + b"}X\1\0\0\0bK\2sb."
+    assert vars(pickle.loads(data)) == {"a": 1, "b": 2}
+    with pytest.raises(CheckpointError, match="gives an object its values twice"):
+        load_descriptors(data, "file", records=(NAME,))

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import json
 import random
 import tracemalloc
 
@@ -161,8 +162,73 @@ def test_more_tensors_than_any_model_has_are_refused(monkeypatch):
     monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 4)
     assert len(read_safetensors(InMemory(VALID)).root) == 4
     more = assembled({f"t{number}": entry(shape=[0], offsets=(0, 0)) for number in range(5)}, b"")
-    with pytest.raises(CheckpointError, match="holds 5 tensors; at most 4 are read"):
+    with pytest.raises(CheckpointError, match="holds more than 4 tensors, which are not read"):
         read_safetensors(InMemory(more))
+
+
+def long_header(text, at_least=1 << 20):
+    """Some text of JSON, repeated between the two braces of a header until it is long."""
+    return b"{" + b",".join(text % number for number in range(at_least // len(text) + 1)) + b"}"
+
+
+def file_of(header, data=b""):
+    return InMemory(len(header).to_bytes(8, "little") + header + data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"%x":{}',
+        b'"%x":[[],[],[],[],[],[],[],[],[]]',
+        b'"%x":""',
+        b'"%x":1',
+        b'"__metadata__":{"a":"%x","b":{}}',
+        b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"more":""}',
+        b'"%x":{"dtype":"F32","shape":[' + b"0," * 64 + b'0],"data_offsets":[0,0]}',
+    ],
+)
+def test_a_long_header_of_anything_but_entries_is_refused_before_it_is_parsed(text, monkeypatch):
+    monkeypatch.setattr(safetensors_file.json, "loads", lambda *_args, **_options: pytest.fail("parsed"))
+    with pytest.raises(CheckpointError, match=r"bytes, and more in it than entries of tensors"):
+        read_safetensors(file_of(long_header(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+        b'"%x" : { "data_offsets" : [ 0 , 0 ] , "shape" : [ ] , "dtype" : "F32" }\n'.replace(
+            b"[ ]", b"[ 0 ]"
+        ),
+        b'"a \\"quoted\\" \\u00e9 {name}[%x]":{"dtype":"F32","shape":[0,2,3],"data_offsets":[0,0]}',
+        '"\u00e9 %x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'.encode(),
+    ],
+)
+def test_a_long_header_of_entries_is_read_however_it_is_written(text):
+    header = long_header(text)
+    assert len(read_safetensors(file_of(header)).root) == len(json.loads(header))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_metadata_of_a_long_header_may_be_long(first):
+    metadata = b'"__metadata__":{"a":"' + b"x" * 3_000_000 + b'","b":"c"}'
+    entry = b'"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join((metadata, entry) if first else (entry, metadata)) + b"}   "
+    assert read_safetensors(file_of(header)).metadata["b"] == "c"
+
+
+def test_long_wide_headers_and_many_metadata_are_refused():
+    entry = '"\U0001f600 %x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'.encode()
+    with pytest.raises(CheckpointError, match="letters beyond ASCII; at most 4,194,304"):
+        read_safetensors(file_of(long_header(entry, 4 << 20)))
+    pairs = b",".join(b'"%d":"' % number + b"x" * 200 + b'"' for number in range(10_001))
+    with pytest.raises(CheckpointError, match="more in it than entries"):
+        read_safetensors(file_of(b'{"__metadata__":{' + pairs + b"}}"))
+
+
+def test_deep_lists_are_refused_in_words_of_our_own():
+    with pytest.raises(CheckpointError, match="it is nested too deep"):
+        read_safetensors(file_of(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"))
 
 
 def test_locating_what_is_no_leaf_is_a_bug():
