@@ -46,6 +46,14 @@ def safetensors():
         lambda: assembled(many, b"x"),
         "after its last",
     )
+    yield from (
+        of_bytes("S2", f"safetensors: 24 MB of {name}", FILE, long_header(text), "more in it than entries")
+        for name, text in (
+            ("lists", b'"%d":[[],[],[],[],[],[],[],[]]'),
+            ("objects", b'"%d":{}'),
+            ("metadata", b'"%d":""'),
+        )
+    )
     said = {"format": "pt", "swatool": "[" + "{}," * 2_000_000 + "{}]"}
     yield Case(
         "S2",
@@ -62,6 +70,16 @@ def safetensors():
         title = f"safetensors: a tensor named {name[:20]!a}"
         lie = assembled({name: entry(shape=[3])}, bytes(8))
         yield of_bytes("S1", title, FILE, lie, "does not fill its 8 bytes")
+
+
+def long_header(text):
+    """A header of 24 MB in which these texts, numbered, stand one after the other."""
+
+    def make():
+        header = b"{" + b",".join(text % number for number in range(24_000_000 // (len(text) + 6))) + b"}"
+        return len(header).to_bytes(8, "little") + header
+
+    return make
 
 
 # Hugging Face folders.
@@ -229,6 +247,10 @@ def uncommitted(*names):
     return make
 
 
+# What earns a pickle memory: records of four bytes each, and lists that take it.
+CHEAP = (
+    b"ctorch.distributed.checkpoint.metadata\nMetadata\nq\0(" + b"h\0)R" * 37_500 + b"]" * 1_050_000 + b"t"
+)
 ROW_OF = {
     **dict.fromkeys(
         ("hole", "overlap", "one place twice", "overlap and hole", "overrun", "other rank"), "D3"
@@ -252,6 +274,7 @@ def metadata():
         ("a call", program(call("os.system", "mkdir canary", 4), 4), r"would call os\.system"),
         ("a state dict", program(b"}" + text("w") + tensor() + b"s"), "should be a Metadata"),
         ("a memo bomb", program(b"]0" * 600_000 + b"N"), "far more than its tensors need"),
+        ("records that cost nothing", program(CHEAP), "far more than its tensors need|does not end with one"),
         ("a deep value", program(b"N" + b"\x85" * 300_000), "should be a Metadata"),
         ("an empty file", b"", "ends too early"),
         ("a persistent id", program(tuple_of(text("storage")) + b"Q"), "persistent id"),
