@@ -28,7 +28,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-MAX_PIXELS = 1 << 25  # more than cameras give; decoded, with what is made of it, half a gigabyte
+MAX_PIXELS = 1 << 25  # more than most cameras give; decoded, with what is made of it, up to 740 MB
 MAX_BYTES = 256 << 20  # of a file
 BYTES_OF_PIXEL = 12  # three channels in float32
 DEEP_MODES = ("I", "F")  # and I;16...: more than 8 bits, which Pillow would clip rather than scale
@@ -58,10 +58,10 @@ def check_pillow() -> None:
         import PIL.Image
     except (ImportError, OSError, RuntimeError) as error:  # a broken installation raises what it likes
         raise UsageError(f"reading images needs Pillow ({error}): pip install 'swatool[images]'") from error
-    # Of images that swatool refuses in its own words, and of sound ones whose transparency is left out, as it
-    # should be; a filter of one thread would be that of all.
+    # Of images that swatool refuses in its own words, and of those that are read all the same, without their
+    # transparency or a damaged animation; a filter of one thread would be that of all.
     warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
-    warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_bytes(path: str) -> bytes:

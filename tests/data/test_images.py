@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import zlib
 from contextlib import suppress
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_palette_with_transparency_is_read_without_a_warning(pictures):
     pictures.image(pixels).convert("P").save(file, "PNG", transparency=bytes([0, 128]))
     check_pillow()
     assert as_bytes(decode_image(file.getvalue(), PLAIN)).equal(pixels)
+
+
+def test_a_damaged_animation_is_read_without_a_warning(pictures):
+    file = io.BytesIO()
+    pixels = torch.full((3, 2, 2), 7, dtype=torch.uint8)
+    pictures.image(pixels).save(file, "PNG")
+    data = file.getvalue()
+    control = b"acTL" + bytes(8)  # an animation of no frames
+    chunk = (8).to_bytes(4, "big") + control + zlib.crc32(control).to_bytes(4, "big")
+    animated = data[:33] + chunk + data[33:]  # behind the header
+    with pytest.warns(UserWarning, match="Invalid APNG"):
+        decode_image(animated, PLAIN)
+    check_pillow()
+    assert as_bytes(decode_image(animated, PLAIN)).equal(pixels)
 
 
 def test_the_first_frame_of_an_animation_is_taken(pictures):
