@@ -14,7 +14,7 @@ Each message is one sentence that says what is wrong, in which file and tensor, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -26,11 +26,14 @@ __all__ = [
     "SettingError",
     "SwatoolError",
     "UsageError",
+    "few",
+    "listed",
     "printable",
 ]
 
 SHOWN_DIFFERENCES = 20
 SHOWN_CHARACTERS = 160
+SHOWN_NAMES = 5
 
 
 class SwatoolError(Exception):
@@ -118,3 +121,18 @@ def printable(text: object) -> str:
         half = SHOWN_CHARACTERS // 2 - 2
         shown = f"{shown[:half]}...{shown[-half:]}"
     return shown
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return the first few of many names, each printable, and how many more there are."""
+    return few(map(printable, names))
+
+
+def few(shown: Iterable[str]) -> str:
+    """Return the first few of many words, and how many more there are.
+
+    Files decide how many there are, and a message must not grow with them.
+    """
+    every = list(shown)
+    more = f" and {len(every) - SHOWN_NAMES:,} more" if len(every) > SHOWN_NAMES else ""
+    return ", ".join(every[:SHOWN_NAMES]) + more

@@ -3,7 +3,7 @@
 import pytest
 
 from swatool import errors
-from swatool.errors import MismatchError, SwatoolError, printable
+from swatool.errors import MismatchError, SwatoolError, few, listed, printable
 
 EXIT_CODES = {
     "CheckFailedError": 6,
@@ -84,3 +84,21 @@ def test_a_long_name_keeps_its_beginning_and_its_end(length):
     assert shown.startswith("'bx")
     assert shown.endswith("xe'")
     assert ("..." in shown) == (length > 158)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([], ""),
+        (["a"], "'a'"),
+        (list("abcde"), "'a', 'b', 'c', 'd', 'e'"),
+        (iter("abcdef"), "'a', 'b', 'c', 'd', 'e' and 1 more"),
+        (range(5005), "'0', '1', '2', '3', '4' and 5,000 more"),
+    ],
+)
+def test_of_many_names_a_few_are_shown(names, shown):
+    assert listed(names) == shown
+
+
+def test_words_are_listed_as_they_are():
+    assert few(["a", "b c"]) == "a, b c"

@@ -18,7 +18,7 @@ from swatool.batchnorm.ranks import SINGLE, Ranks
 from swatool.batchnorm.report import BatchNormReport, LayerReport, Progress, compare
 from swatool.batchnorm.taking import Taker
 from swatool.batchnorm.torch_mode import recalibrate_like_torch
-from swatool.errors import DataError, UsageError, printable
+from swatool.errors import DataError, UsageError, listed, printable
 
 __all__ = ["MODES", "recalibrate_bn"]
 
@@ -128,12 +128,12 @@ def _exactly(run: Run) -> Result:
     """As many passes as there are levels of layers."""
     run.model.eval()
     outcomes, plan, batches, samples = recalibrate_exactly(run)
-    circular = [printable(layer.name) for layer in run.layers if layer.index in plan.circular]
+    circular = [layer.name for layer in run.layers if layer.index in plan.circular]
     warnings = []
     if circular:
         warnings.append(
             f"layers that are used again on what depends on their own output have no exact statistics: "
-            f"{', '.join(circular)}; pooled over all uses"
+            f"{listed(circular)}; pooled over all uses"
         )
     return outcomes, plan.passes, (batches, samples), warnings
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swatool.errors import CheckpointError, printable
+from swatool.errors import CheckpointError, few, printable
 
 __all__ = ["choose", "is_index", "recognises", "shards_of"]
 
@@ -107,7 +107,7 @@ def choose(names: Sequence[str], variant: str | None, path: str) -> str:
 def _of_variant(offers: Sequence[Weights], variant: str | None, where: str) -> list[Weights]:
     """Return what is offered of the variant that is wanted, or that must be meant."""
     variants = sorted({weights.variant for weights in offers})
-    shown = ", ".join(printable(one) if one else "the plain one" for one in variants)
+    shown = few(printable(one) if one else "the plain one" for one in variants)
     if variant is None and "" not in variants and len(variants) > 1:
         raise CheckpointError(f"{where} holds several variants, {shown}: choose one with --variant")
     wanted = variant if variant is not None else "" if "" in variants else variants[0]

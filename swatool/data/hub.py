@@ -16,7 +16,7 @@ from swatool.data.decoding import Decoder, Encoded
 from swatool.data.images import check_pillow, decode_image, read_bytes
 from swatool.data.indexed import IndexedData
 from swatool.data.options import DataOptions
-from swatool.errors import DataError, UsageError, printable
+from swatool.errors import DataError, UsageError, few, printable
 from swatool.user_code import describe_failure
 
 __all__ = ["open_hub"]
@@ -118,7 +118,7 @@ def _load(datasets: ModuleType, name: str) -> Table:
 
 def _column(name: str, features: Mapping[str, object], column: str | None) -> str:
     kinds = {key: type(feature).__name__ for key, feature in features.items()}
-    shown = ", ".join(f"{printable(key)} ({kind})" for key, kind in kinds.items())
+    shown = few(f"{printable(key)} ({kind})" for key, kind in kinds.items())
     if column is not None:
         if column not in kinds:
             raise UsageError(f"{printable(name)} has no such column: it has {shown}")

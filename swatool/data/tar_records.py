@@ -23,7 +23,7 @@ from swatool.data.decoding import Decoder, Encoded
 from swatool.data.files import open_file, telling_of_data
 from swatool.data.images import check_pillow, decode_image
 from swatool.data.options import DEFAULT_BATCH_SIZE, DataOptions, refuse_unused
-from swatool.errors import DataError, UsageError, printable
+from swatool.errors import DataError, UsageError, listed, printable
 
 __all__ = ["TarData"]
 
@@ -143,7 +143,7 @@ def _chosen(members: list[Member]) -> Member:
         return members[0]
     plain = [member for member in members if member.kind in (*IMAGES, ARRAY)]
     if len(plain) != 1:
-        names = ", ".join(printable(member.name) for member in members)
+        names = listed(member.name for member in members)
         raise DataError(
             f"{printable(members[0].shard.path)} has several inputs for one sample, {names}: "
             "give a loader, as in module:function, that chooses one"

@@ -15,7 +15,7 @@ from swatool.averaging.plan import Plan
 from swatool.averaging.schemes import Scheme
 from swatool.checkpoints.opening import Checkpoint
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint, Selection
-from swatool.errors import printable
+from swatool.errors import listed, printable
 from swatool.output.layout import Layout
 from swatool.report import (
     CheckpointReport,
@@ -168,7 +168,7 @@ def selection_warnings(dated: Sequence[DatedCheckpoint], selection: Selection, g
             yield f"--{name} {wanted} is more than the {given} checkpoints that there are"
     keys = sorted({one.checkpoint.key for one in dated})
     if len(keys) > 1:
-        yield f"the state dicts were found under different keys: {', '.join(map(printable, keys))}"
+        yield f"the state dicts were found under different keys: {listed(keys)}"
     opaque = [one.checkpoint for one in dated if not set(STEP_FIELDS).isdisjoint(one.checkpoint.opaque)]
     if opaque and not set(STEP_FIELDS) & set(opaque[0].fields):
         yield (

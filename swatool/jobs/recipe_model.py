@@ -14,7 +14,7 @@ from swatool.averaging.policies import Policies
 from swatool.averaging.scheme_choice import SchemeChoice, scheme_options
 from swatool.checkpoints.opening import Reading
 from swatool.choices import tried
-from swatool.errors import SettingError, SwatoolError, UsageError, printable
+from swatool.errors import SettingError, SwatoolError, UsageError, listed, printable
 from swatool.jobs.average_output import OutputOptions, choose_format
 from swatool.jobs.average_plan import Request
 from swatool.jobs.average_settings import AverageSettings, Choosing
@@ -199,7 +199,7 @@ class Recipe:
         others = {one.path: one for one in self.wanted if one is not wanted}
         if name not in others:
             near = difflib.get_close_matches(name, [LAST, *others], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([LAST, *others])}"
+            hint = f"did you mean {near[0]}?" if near else f"there are {listed([LAST, *others])}"
             yield f"worse_than {printable(name)} is no other output's path; {hint}"
         elif self.evaluation(others[name]) != self.evaluation(wanted):
             yield f"worse_than {printable(name)} is evaluated in another way, and cannot be compared"

@@ -14,7 +14,7 @@ from contextlib import chdir
 from dataclasses import dataclass
 from typing import Literal
 
-from swatool.errors import CheckFailedError, UsageError, printable
+from swatool.errors import CheckFailedError, UsageError, listed, printable
 from swatool.jobs.evaluation import as_float, as_numbers, load_function
 from swatool.user_code import describe_failure, find_module, names_code, speaking_on_stderr
 
@@ -111,8 +111,9 @@ def score(path: str, scoring: Scoring, others: Iterable[str] = ()) -> tuple[floa
         raise CheckFailedError(f"{given} removed {printable(gone)} when it was to evaluate {printable(path)}")
     name = scoring.metric
     if name is None and len(found) > 1:
-        names = ", ".join(map(printable, found))
-        raise CheckFailedError(f"{given} gives {names} of {printable(path)}: say with --metric which counts")
+        raise CheckFailedError(
+            f"{given} gives {listed(found)} of {printable(path)}: say with --metric which counts"
+        )
     value = (
         next(iter(found.values())) if name is None or (len(found) == 1 and "" in found) else found.get(name)
     )
@@ -130,9 +131,7 @@ def check_comparable(
     """Raise CheckFailedError if the numbers that count of two files, with all of each, are of two kinds."""
     if scoring.metric is not None or one[1].keys() == other[1].keys():
         return
-    first, second = (
-        f"{', '.join(map(printable, found))} of {printable(path)}" for path, found in (one, other)
-    )
+    first, second = (f"{listed(found)} of {printable(path)}" for path, found in (one, other))
     raise CheckFailedError(f"the evaluation gives {first} and {second}, which cannot be compared")
 
 

@@ -95,6 +95,11 @@ def test_several_variants_without_a_plain_one_must_be_chosen_from():
     assert message == "'run/x' holds several variants, 'bf16', 'fp16': choose one with --variant"
 
 
+def test_of_very_many_variants_a_few_are_named():
+    message = refusal(*(f"model.v{number:04}.safetensors" for number in range(1000)))
+    assert "several variants, 'v0000', 'v0001', 'v0002', 'v0003', 'v0004' and 995 more: choose" in message
+
+
 def test_shards_without_an_index_are_an_interrupted_save():
     assert "shards such as 'model-00001-of-00002.safetensors' and no index" in refusal(
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

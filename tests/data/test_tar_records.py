@@ -108,6 +108,12 @@ class TestInput:
         with pytest.raises(DataError, match=rf"several inputs for one sample, '{names[0]}', '{names[1]}'"):
             opened(tarred(*((name, value(0)) for name in names)))
 
+    def test_only_a_few_of_very_many_are_named(self, opened):
+        raw = tarred(*((f"0.{'n' * 200}{number}.png", b"") for number in range(2000)))
+        with pytest.raises(DataError, match=r"' and 1,995 more: give a loader") as caught:
+            opened(raw)
+        assert len(str(caught.value)) < 1500
+
     def test_hidden_files_and_other_types_are_left_alone(self, opened):
         raw = tarred(("._0.npy", b"macOS"), ("0.npy", value(1)), ("0.txt", b"x"), (member("d", b"5"), b""))
         assert firsts(opened(raw)) == [[1]]

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import subprocess
@@ -7,7 +8,7 @@ import pytest
 
 from swatool.errors import CheckFailedError, UsageError
 from swatool.jobs.evaluation import as_numbers
-from swatool.jobs.scoring import Scoring, check_evaluation, score
+from swatool.jobs.scoring import Scoring, check_comparable, check_evaluation, score
 
 
 @pytest.fixture
@@ -246,3 +247,16 @@ def test_an_evaluation_that_removes_another_file(tmp_path, monkeypatch):
     (tmp_path / "b.pt").write_bytes(b"x")
     with pytest.raises(CheckFailedError, match=r"removed 'b\.pt' when it was to evaluate 'a\.pt'"):
         score("a.pt", Scoring(evaluate="sh -c 'rm b.pt; echo 1' {path}", mode="max"), ["b.pt", "c.pt"])
+
+
+def test_of_very_many_numbers_a_few_are_named(printing):
+    text = json.dumps({f"metric {number}": number for number in range(1000)})
+    with pytest.raises(CheckFailedError, match=r"'metric 4' and 995 more of 'a\.pt': say with --metric"):
+        score("a.pt", Scoring(evaluate=printing(text), mode="max"))
+
+
+def test_of_very_many_numbers_that_cannot_be_compared_a_few_are_named():
+    scoring = Scoring(evaluate="x:y", mode="max")
+    many = {f"metric {number}": 1.0 for number in range(1000)}
+    with pytest.raises(CheckFailedError, match=r"'metric 4' and 995 more of 'a' and 'acc' of 'b'"):
+        check_comparable(scoring, ("a", many), ("b", {"acc": 1.0}))
