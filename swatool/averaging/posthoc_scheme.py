@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -24,6 +23,7 @@ from swatool.averaging.scheme_checks import (
     known_steps,
     tuple_of_numbers,
 )
+from swatool.checkpoints.files import last_name
 from swatool.errors import UsageError, printable
 
 __all__ = ["PosthocEma"]
@@ -83,7 +83,7 @@ class PosthocEma:
             return self
         if self.profile is None:
             return replace(self, sigma_rels=tuple(map(_stored_width, checkpoints)))
-        found = [profile_in_name(self.profile, os.path.basename(c.path)) for c in checkpoints]
+        found = [profile_in_name(self.profile, last_name(c.path)) for c in checkpoints]
         widths = tuple(one.sigma_rel for one in found)
         return replace(
             self, profile=None, sigma_rels=widths, snapshot_steps=self.snapshot_steps or _steps(found)

@@ -15,7 +15,16 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from swatool.errors import CheckpointError, OutputError, printable
 from swatool.tensors import Buffer
 
-__all__ = ["LocalFile", "LocalFiles", "LocalFolder", "is_link_outside", "leads_outside", "open_regular"]
+__all__ = [
+    "LocalFile",
+    "LocalFiles",
+    "LocalFolder",
+    "is_link_outside",
+    "last_name",
+    "leads_outside",
+    "named_path",
+    "open_regular",
+]
 
 MAX_PIECES = 1024  # IOV_MAX on Linux and macOS: how many buffers one preadv takes
 SPARE_DESCRIPTORS = 64  # what the rest of the process may still open
@@ -194,6 +203,17 @@ class LocalFolder:
                 f"{printable(self.path)} names a file outside itself, {printable(name)}: refused"
             )
         return self._files.open(os.path.join(self.path, name))
+
+
+def named_path(path: str | os.PathLike[str]) -> str:
+    """Return a path whose last part is the name of a file or folder, which `.` and `..` are not."""
+    plain = os.path.normpath(path)
+    return os.path.abspath(plain) if path and os.path.basename(plain) in (os.curdir, os.pardir) else plain
+
+
+def last_name(path: str | os.PathLike[str]) -> str:
+    """Return what a file or folder is called wherever one stands, as outputs and tables refer to it."""
+    return os.path.basename(named_path(path))
 
 
 def leads_outside(name: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from swatool.checkpoints.files import named_path
 from swatool.checkpoints.folder_formats import is_checkpoint
 from swatool.checkpoints.opening import Checkpoint
 from swatool.choices import check_choices, choice
@@ -283,7 +284,7 @@ def step_in_name(path: str) -> int | None:
     decimals (`val_loss=0.21`) are no steps. A name without a number may lie in a folder such as
     `checkpoint-500`.
     """
-    folder, stem = os.path.split(path.rstrip(os.sep))
+    folder, stem = os.path.split(named_path(path))
     while os.path.splitext(stem)[1] in SUFFIXES:
         stem = os.path.splitext(stem)[0]
     for word in (STEP_WORD, EPOCH_WORD, INTEGER):

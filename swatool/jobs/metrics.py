@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
+from swatool.checkpoints.files import last_name
 from swatool.checkpoints.selection import STEP_FIELDS, DatedCheckpoint
 from swatool.errors import MismatchError, UsageError, printable
 from swatool.jobs.evaluation import as_float
@@ -108,7 +109,7 @@ def metric_values(
 def _in_name(path: str, metric: str) -> float | None:
     """Read `metric=value` in a file's name, as Lightning and others write it."""
     pattern = rf"(?<![A-Za-z0-9_]){re.escape(metric)}=({NUMBER})(?![0-9A-Za-z])"
-    found = re.findall(pattern, os.path.basename(os.path.normpath(path)))
+    found = re.findall(pattern, last_name(path))
     return float(found[-1]) if found else None
 
 
@@ -184,7 +185,7 @@ class _Table:
     def _keys(self, one: DatedCheckpoint) -> Iterator[Key]:
         """Yield what a row about this checkpoint may say of itself, the surest first."""
         path = os.path.normpath(one.checkpoint.path)
-        name = os.path.basename(path)
+        name = last_name(path)
         yield PATH, path
         yield FILE, name
         yield FILE, os.path.splitext(name)[0]

@@ -6,7 +6,6 @@ No times and no paths, so that the same inputs give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from swatool.averaging.policies import Policies
 from swatool.averaging.scheme import Scheme
 from swatool.averaging.schemes import make_scheme
+from swatool.checkpoints.files import last_name
 from swatool.checkpoints.opening import Reading
 from swatool.checkpoints.selection import DatedCheckpoint
 from swatool.errors import CheckpointError, UsageError, printable
@@ -71,7 +71,7 @@ def provenance_text(
 def _source(dated: DatedCheckpoint, coefficient: float, digests: Mapping[int, str]) -> dict[str, object]:
     checkpoint, step = dated
     found: dict[str, object] = {
-        "name": os.path.basename(os.path.normpath(checkpoint.path)),
+        "name": last_name(checkpoint.path),
         "size": checkpoint.files.size,
         "step": step,
         "coefficient": coefficient,

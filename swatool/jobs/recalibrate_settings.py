@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from swatool.checkpoints.files import last_name
 from swatool.checkpoints.opening import Reading
 from swatool.choices import check_choices, choice
 from swatool.data.options import DataOptions
@@ -68,7 +69,7 @@ class RecalibrateSettings(Reading, DataOptions, Running):
 
 def default_output(checkpoint: str | os.PathLike[str]) -> str:
     """Return the checkpoint's name with `-bn` before its extension; of a folder, a safetensors file's."""
-    name = os.path.basename(os.path.normpath(checkpoint))
+    name = last_name(checkpoint)
     if os.path.isdir(checkpoint):
         return f"{name}-bn.safetensors"
     suffix = next((one for one in FILE_SUFFIXES if name.endswith(one)), None)

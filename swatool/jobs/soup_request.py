@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
+from swatool.checkpoints.files import last_name
 from swatool.checkpoints.opening import Checkpoint, open_checkpoint
 from swatool.checkpoints.selection import DatedCheckpoint, expand, passed_over, select
 from swatool.errors import CheckpointError, UsageError, printable
@@ -143,7 +144,7 @@ def is_published(request: SoupRequest, before: SoupState | None) -> bool:
 def _accepted(state: SoupState) -> list[str]:
     """Return the names of the members that a soup has accepted."""
     members = _Identity(**state.identity).members  # type: ignore[arg-type]
-    return [os.path.basename(os.path.normpath(members[one][0])) for one in state.accepted]
+    return [last_name(members[one][0]) for one in state.accepted]
 
 
 def _is_average_of(output: str, names: Sequence[str]) -> bool:

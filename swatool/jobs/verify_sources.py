@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from swatool.averaging.coefficients import needs_float64
 from swatool.averaging.plan import Plan, make_plan
 from swatool.averaging.posthoc_scheme import PosthocEma
+from swatool.checkpoints.files import last_name
 from swatool.checkpoints.opening import Checkpoint, open_checkpoint
 from swatool.checkpoints.selection import expand
 from swatool.checkpoints.state_dicts import without_prefixes
@@ -76,7 +77,7 @@ def open_candidates(
     opened: dict[str, list[Checkpoint]] = {}
     unused = 0
     for path in expand(sources):
-        name = os.path.basename(os.path.normpath(path))
+        name = last_name(path)
         if name not in names:
             unused += 1
             continue

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from swatool.checkpoints import files
-from swatool.checkpoints.files import MAX_PIECES, LocalFile, LocalFolder
+from swatool.checkpoints.files import MAX_PIECES, LocalFile, LocalFolder, last_name
 from swatool.errors import CheckpointError, OutputError
 
 DATA = random.Random(1).randbytes(10_240)
@@ -259,3 +259,24 @@ def test_closing_twice_is_harmless(file):
     file.close()
     file.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("run/a.pt", "a.pt"),
+        ("run/", "run"),
+        ("./run/.", "run"),
+        (".", "inner"),
+        ("./", "inner"),
+        ("..", "outer"),
+        ("../.", "outer"),
+        ("x/..", "inner"),
+        ("..a", "..a"),
+        ("/", ""),
+    ],
+)
+def test_the_name_of_a_path(tmp_path, monkeypatch, path, name):
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "outer" / "inner")
+    assert last_name(path) == name

@@ -488,6 +488,8 @@ def test_default_output(tmp_path, monkeypatch, checkpoint, output):
     monkeypatch.chdir(tmp_path)
     os.makedirs("run/checkpoint-1.5")
     assert default_output(checkpoint) == output
+    monkeypatch.chdir("run/checkpoint-1.5")
+    assert default_output(".") == "checkpoint-1.5-bn.safetensors"
 
 
 # A loader that shuffles must give all processes the same order, or some samples count twice and others never.

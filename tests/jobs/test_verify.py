@@ -191,6 +191,27 @@ def test_sources_that_are_folders_are_told_by_one_digest(tmp_path):
     assert "checkpoint-2' is not the source" in failures(tmp_path / "out.safetensors", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("inside", "given"),
+    [(".", "."), (".", "./"), ("sub", ".."), ("sub", "../"), ("sub", "../../checkpoint-1/.")],
+)
+def test_a_source_that_is_where_one_stands_is_recorded_by_its_name(tmp_path, monkeypatch, inside, given):
+    for number in (1, 2):
+        (tmp_path / f"checkpoint-{number}" / "sub").mkdir(parents=True)
+        safetensors.torch.save_file(
+            {"w": torch.randn(5)}, tmp_path / f"checkpoint-{number}/model.safetensors"
+        )
+    monkeypatch.chdir(tmp_path / "checkpoint-1" / inside)
+    swatool.average([given, tmp_path / "checkpoint-2"], tmp_path / "out.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with safetensors.safe_open("out.safetensors", "pt") as file:
+        said = json.loads(file.metadata()["swatool"])["sources"]
+    assert [(one["name"], one["step"]) for one in said] == [("checkpoint-1", 1), ("checkpoint-2", 2)]
+    assert failures("out.safetensors", ["checkpoint-1", "checkpoint-2"]) == ""
+    monkeypatch.chdir(tmp_path / "checkpoint-1" / inside)
+    assert failures(tmp_path / "out.safetensors", [given, tmp_path / "checkpoint-2"]) == ""
+
+
 # --- damage
 
 
