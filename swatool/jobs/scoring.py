@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import chdir
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Literal
 
 from swatool.errors import CheckFailedError, UsageError, listed, printable
 from swatool.jobs.evaluation import as_float, as_numbers, load_function
+from swatool.jobs.process_group import run_in_group
 from swatool.user_code import describe_failure, find_module, names_code, speaking_on_stderr
 
 __all__ = ["Scoring", "check_comparable", "check_evaluation", "score"]
@@ -146,7 +146,7 @@ def _of_command(path: str, command: str) -> Mapping[str, float]:
     words = [word.replace(PLACE, path) for word in _words(command)]
     given = f"--eval {printable(command)}"
     try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, check=False, stdin=subprocess.DEVNULL)
+        done = run_in_group(words)
     except OSError as error:
         raise CheckFailedError(f"{given} cannot be run: {error.strerror}") from error
     if done.returncode != 0:

@@ -4,12 +4,15 @@ import dataclasses
 import inspect
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from processes import is_gone
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -154,6 +157,25 @@ def test_the_evaluation_and_the_mode_must_be_given():
         result = CliRunner().invoke(app, ["soup", "run", *arguments])
         assert result.exit_code == 2
         assert "Missing option" in result.stderr
+
+
+SLOW = "sh -c 'sleep 77 & echo $! > inner.new; mv inner.new inner; wait; echo 1 {path}'"
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_an_evaluation_started_is_stopped_with_it(kind):
+    command = [sys.executable, "-m", "swatool", "soup", "run", "--eval", SLOW, "--mode", "max", "-q"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(kind, signal.SIG_DFL)
+    )
+    inner = pathlib.Path("inner")
+    for _ in range(3000):
+        if inner.exists():
+            break
+        time.sleep(0.01)
+    process.send_signal(kind)
+    assert process.wait(30) == 128 + kind
+    assert is_gone(int(inner.read_text()))
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
