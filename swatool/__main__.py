@@ -12,6 +12,9 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until a command takes care of signals there is nothing to clean up, and a traceback helps nobody.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN:
+        # Nor is there anything to be told when nobody reads `--help` any more.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     from swatool.cli import main as run
 
     run()

@@ -173,6 +173,9 @@ def _signals_raised(as_json: bool) -> Iterator[None]:
     # A signal that is ignored from outside, as under nohup, stays ignored.
     caught = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     before = [(one, signal.signal(one, stop)) for one in caught]
+    # A reader that went away is an error like others, at which a command cleans up; and so it stays, as what
+    # is left to be said on the way out comes after this.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -347,6 +347,38 @@ def test_stderr_that_is_full_changes_no_exit_code(files):
     assert (done.returncode, done.stdout) == (3, b"")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["average", "--help"], ["inspect", "-h"], []], ids=" ".join
+)
+def test_help_that_nobody_reads(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "swatool", *arguments]
+    # As from a shell, which tells nothing but the number of the signal; without a command, it is stderr's.
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE if arguments else write, check=False)
+    os.close(write)
+    assert done.returncode == -signal.SIGPIPE
+    assert not done.stderr
+
+
+def test_an_error_that_nobody_reads_keeps_its_exit_code(files):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "swatool", "average", files[0], "nothing.pt", "-q"]
+    done = subprocess.run(command, stdout=write, stderr=write, check=False)
+    os.close(write)
+    assert done.returncode == 3
+
+
+def test_a_command_that_an_evaluation_runs_is_ended_by_a_reader_that_went_away(files):
+    script = "trap 'exit 9' PIPE; (yes; echo $? >&3) 3>status | true; cat status; echo {path} >&2"
+    output = files[0].parent / "out"
+    evaluation = ["--eval", f'sh -c "{script}"', "--mode", "max"]
+    done = run([*files, "-o", output, "--json", "-q", *evaluation], stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outputs"][0]["value"] == 128 + signal.SIGPIPE
+
+
 def test_terminal_that_knows_only_ascii(files):
     for path in files:
         torch.save({"größe": torch.ones(1)}, path)
