@@ -14,9 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from swatool.checkpoints.opening import open_checkpoint
 from swatool.errors import CheckpointError, OutputError, UsageError
+from swatool.jobs import average_output
 from swatool.jobs.average import average
 from swatool.jobs.average_output import FILE_SUFFIXES, OutputOptions, choose_format
 from swatool.output import open_files
+from swatool.output.sidecars import read_sidecars
 
 INDEX = "model.safetensors.index.json"
 
@@ -231,6 +233,21 @@ def test_sidecars_of_the_newest_checkpoint_are_copied(tmp_path):
     assert "config.json" in os.listdir(tmp_path / "files")
     average(inputs, tmp_path / "one.safetensors")
     assert (tmp_path / "one.safetensors").is_file()
+
+
+def test_a_sidecar_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    inputs = save_all(tmp_path, states(), config__json=b"{}")
+
+    def read_and_write(folder):
+        found = read_sidecars(folder)
+        with open(f"{folder.path}/config.json", "a") as file:
+            file.write(" ")
+        return found
+
+    monkeypatch.setattr(average_output, "read_sidecars", read_and_write)
+    with pytest.raises(CheckpointError, match=r"config\.json' changed while it was read"):
+        average(inputs, f"{tmp_path}/out/")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loose_file_has_no_sidecars(tmp_path):

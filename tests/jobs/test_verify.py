@@ -18,6 +18,7 @@ import swatool
 from swatool.averaging.schemes import SCHEMES
 from swatool.cli import app
 from swatool.errors import CheckFailedError, CheckpointError, UsageError
+from swatool.jobs import verify as verifying
 from swatool.jobs.average_settings import AverageSettings
 from swatool.jobs.provenance import MOST_SOURCES
 from swatool.jobs.verify import check, verify
@@ -254,6 +255,21 @@ def test_a_header_that_lies_about_names_types_and_shapes(run):
     assert "its 'w' is float32 [40, 300], and that of the average is float32 [300, 40]" in failures(out, run)
     out.write_bytes(whole.replace(b'"F16"', b'"I16"'))
     assert "its 'half' is int16 [50]" in failures(out, run)
+
+
+def test_an_output_that_changes_while_it_is_read_is_refused(run, monkeypatch):
+    path = averaged(run)
+    look = verifying._nonfinite
+
+    def look_and_write(*args):
+        found = look(*args)
+        with open(path, "ab") as file:
+            file.write(b"x")
+        return found
+
+    monkeypatch.setattr(verifying, "_nonfinite", look_and_write)
+    with pytest.raises(CheckpointError, match=r"out\.safetensors' changed while it was read"):
+        verify(path)
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
