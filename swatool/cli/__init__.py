@@ -5,6 +5,7 @@ A command is imported when it is named, because to import one takes longer than 
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import io
@@ -32,6 +33,8 @@ COMMANDS: Mapping[str, str] = {
     "diff": "Compare two checkpoints: names, shapes, types, and the values of each tensor, the worst first.",
     "verify": "Check outputs: header, sizes, finite values, checksums, and that they average their sources.",
 }
+# What only writing leads to. Before a command has begun, nothing is written to but the standard streams.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDING_AT_ONCE = ("average", "inspect", "diff", "verify")  # they run nobody else's code
 
 
@@ -101,9 +104,16 @@ def main() -> None:
         raise
     except (MemoryError, ImportError, OSError) as error:  # no command has begun that would take care of them
         with suppress(OSError):
-            sys.stderr.write(f"error: the system failed: {str(error) or 'out of memory'}\n")
+            sys.stderr.write(f"error: {_described(error)}\n")
             sys.stderr.flush()
         os._exit(OutputError.exit_code)  # what stands in a stream that cannot be written would be tried again
+
+
+def _described(error: BaseException) -> str:
+    """Say what kept help, or a command, from being given."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+        return f"cannot write to standard output: {error.strerror}"
+    return f"the system failed: {str(error) or 'out of memory'}"
 
 
 def _end_at_once(code: int) -> None:

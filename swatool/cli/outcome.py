@@ -94,7 +94,9 @@ def printing_the_report(written: str | None) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        what = "nothing was to be written" if written is None else f"{printable(written)} was written"
+        if written is None:
+            raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+        what = f"{printable(written)} was written"
         raise OutputError(f"{what}, but the report could not be printed: {error.strerror}") from error
 
 

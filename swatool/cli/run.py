@@ -50,7 +50,8 @@ def run(
     from swatool.cli.run_text import RecipeTelling
 
     if schema:
-        typer.echo(json.dumps(recipe_schema(), indent=2))
+        with printing_the_report(None):
+            typer.echo(json.dumps(recipe_schema(), indent=2))
         return
     if recipe is None:
         raise UsageError("name a recipe, such as recipe.yaml; --schema prints what one may say")

@@ -330,13 +330,28 @@ def test_stdout_that_is_full(files):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_report_that_cannot_be_printed(files):
+    for command in (["inspect"], ["inspect", "--json"], ["diff", files[0]], ["run", "--schema"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "swatool", *command, *([] if "run" in command else [files[0]])],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 5
+        assert "cannot write to standard output: No space left on device" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["average", "--help"]])
 def test_what_is_asked_for_and_cannot_be_printed(arguments):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "swatool", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 5
-    assert done.stderr.splitlines() == ["error: the system failed: [Errno 28] No space left on device"]
+    assert done.stderr.splitlines() == ["error: cannot write to standard output: No space left on device"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
