@@ -70,11 +70,7 @@ def _send(process: subprocess.Popen[bytes], number: int) -> bool:
     """Send a signal to a whole group; tell whether anything was there to receive it."""
     try:
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return False
-    except (
-        PermissionError
-    ):  # all that is left runs as another user; macOS says so of a process that has ended
+    except (ProcessLookupError, PermissionError):  # the latter where all that is left runs as another user
         return False
     return True
 
