@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
-from swatool.checkpoints.contents import TensorDescriptor
+from swatool.checkpoints.contents import TensorDescriptor, UnsupportedTensor
 from swatool.checkpoints.dcp_parts import Item
 from swatool.checkpoints.files import leads_outside
 from swatool.checkpoints.torch_file import read_torch_file
@@ -158,6 +158,10 @@ def _not_there(folder: str, file: str) -> CheckpointError:
 def _read(part: Part) -> Held:
     """Take an item apart."""
     contents = read_torch_file(part)
+    if isinstance(contents.root, UnsupportedTensor):
+        raise CheckpointError(
+            f"it cannot be averaged from its bytes ({contents.root.kind}): save it as a plain dense tensor"
+        )
     if not isinstance(contents.root, TensorDescriptor):
         raise CheckpointError(
             f"{printable(part.path)} is damaged: the part at byte {part.begin:,} of it is no tensor"

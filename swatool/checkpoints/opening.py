@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from swatool.checkpoints.contents import Contents, TensorDescriptor
@@ -15,7 +15,7 @@ from swatool.checkpoints.files import LocalFiles, LocalFolder
 from swatool.checkpoints.folder_formats import read_folder
 from swatool.checkpoints.hf_folder import is_index
 from swatool.checkpoints.state_dicts import StateDict, find_state_dict, without_prefixes
-from swatool.errors import CheckpointError, UsageError, printable
+from swatool.errors import CheckpointError, UsageError, listed, printable
 from swatool.tensors import StoredTensor
 
 __all__ = ["Checkpoint", "Reading", "choose_state_dict", "open_checkpoint", "read_contents"]
@@ -136,10 +136,19 @@ def choose_state_dict(contents: Contents, path: str, files: LocalFiles, reading:
         },
         opaque=state_dict.opaque,
         metadata=contents.metadata,
-        warnings=contents.warnings,
+        warnings=(*contents.warnings, *_left_out(state_dict, path, reading)),
         prefix=stored.removesuffix(short),
         others=state_dict.others,
     )
+
+
+def _left_out(state_dict: StateDict, path: str, reading: Reading) -> Iterator[str]:
+    """Tell of weights around a state dict that nobody has chosen by its key."""
+    if state_dict.around and reading.key is None:
+        yield (
+            f"around the state dict {printable(state_dict.key)} of {printable(path)} lie tensors that are "
+            f"left out: {listed(state_dict.around)}; --key says which state dict is meant"
+        )
 
 
 def read_contents(path: str, files: LocalFiles, variant: str | None = None) -> Contents:

@@ -52,6 +52,7 @@ class StateDict:
         scalars: tensors of no dimension that stand beside it, which may be such numbers, too.
         opaque: names of what stands beside it and is of an unknown class, such as NumPy's numbers.
         others: keys of other models that lie beside it.
+        around: names of tensors in the dicts around it that might be averaged, too.
     """
 
     key: str
@@ -61,6 +62,7 @@ class StateDict:
     scalars: Mapping[str, Leaf]
     opaque: tuple[str, ...]
     others: tuple[str, ...]
+    around: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
         for name, value in chosen.node.items()
         if isinstance(name, str) and isinstance(value, Leaf)
     }
+    if not leaves:
+        raise CheckpointError(
+            f"{printable(path)} holds tensors that have no names, but numbers or places in a list: save them "
+            "in a dict by their names"
+        )
     check_gathered(chosen.ancestors[0] if chosen.ancestors else {}, leaves, path)
     skipped = tuple(str(name) for name in chosen.node if name not in leaves)
     count = take_count(leaves)
@@ -125,6 +132,11 @@ def find_state_dict(contents: Contents, path: str, key: str | None = None) -> St
         | count,
         opaque=tuple(name for name, value in beside if isinstance(value, Opaque)),
         others=tuple(one.key for one in candidates if _is_another_model(one, chosen)),
+        around=tuple(
+            name
+            for name, value in beside
+            if isinstance(value, Leaf) and value.shape and value.dtype.averageable
+        ),
     )
 
 

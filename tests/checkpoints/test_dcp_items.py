@@ -96,6 +96,14 @@ def test_a_changed_byte_is_judged_as_if_the_item_were_alone(tmp_path):
         assert outcome(folder, place, first) == outcome(folder, place), position
 
 
+def test_what_cannot_be_averaged_is_not_called_damaged(tmp_path):
+    folder, (place,) = folder_of(tmp_path, item(torch.complex(torch.ones(2), torch.ones(2)).conj()))
+    with pytest.raises(
+        CheckpointError, match=r"conjugate or negative view\): save it as a plain dense tensor"
+    ):
+        ItemReader(folder, {}).locate(place, None)
+
+
 def with_the_pickle_behind(data):
     """The same item with its elements first, and nothing recorded of its pickle's checksum."""
     names = ("data/0", "data.pkl", "byteorder", "version")

@@ -338,3 +338,14 @@ def test_numbers_among_the_metrics_are_fields(tmp_path):
     checkpoint = open_checkpoint(tmp_path / "x.pt")
     checkpoint.close()
     assert checkpoint.fields == {"metrics.acc": 0.5, "step": 7}
+
+
+def test_weights_around_the_state_dict_are_warned_of_unless_a_key_was_given(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(saved({"model": {"emb": torch.ones(2), "blk": {"c": torch.ones(30)}}}))
+    for key in (None, "model.blk"):
+        checkpoint = open_checkpoint(path, Reading(key=key))
+        checkpoint.close()
+        assert list(checkpoint.tensors) == ["c"]
+        found = [warning for warning in checkpoint.warnings if "are left out: 'emb'; --key" in warning]
+        assert len(found) == len(checkpoint.warnings) == (key is None)

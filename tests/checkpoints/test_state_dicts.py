@@ -104,6 +104,25 @@ def test_tensors_of_the_wrapper_itself_are_not_taken(names):
     assert_found(dict.fromkeys(names, beside) | {"model": weights()}, "model", weights())
 
 
+def test_weights_around_a_state_dict_are_told():
+    root = {
+        "model": {"emb": tensor(2), "loss": tensor(), "rng": random_state(), "blk": weights()},
+        "q": tensor(1, 3),
+    }
+    assert assert_found(root, "model.blk", weights()).around == ("q", "emb")
+    assert (
+        assert_found(
+            {"rng_state": random_state(), "loss": tensor(), "model": weights()}, "model", weights()
+        ).around
+        == ()
+    )
+
+
+@pytest.mark.parametrize("root", [{0: tensor(2), 1: tensor(3)}, {"model": {0: tensor(2)}, "step": 3}])
+def test_tensors_without_names_are_refused(root):
+    assert "have no names, but numbers or places in a list" in refusal(root)
+
+
 def test_a_random_state_that_is_larger_than_the_model_is_not_taken():
     model = {"w": tensor(2)}
     assert_found({"rng_state": random_state(), "model": model}, "model", model)
