@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from swatool.errors import printable
 from swatool.tensors import DType, StoredTensor
 
 __all__ = ["Contents", "Opaque", "TensorDescriptor", "UnsupportedTensor"]
+
+LONGEST_KIND = 100  # characters
 
 
 @dataclass(slots=True)  # frozen ones take three times as long to make, and there are ten thousands
@@ -37,9 +40,17 @@ class TensorDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class UnsupportedTensor:
-    """A tensor of a kind that cannot be averaged from its bytes: sparse, quantized, meta, a subclass."""
+    """A tensor of a kind that cannot be averaged from its bytes: sparse, quantized, meta, a subclass.
+
+    Attributes:
+        kind: what it is, in words or by the name of its class, made fit to be printed.
+    """
 
     kind: str
+
+    def __post_init__(self) -> None:
+        if not self.kind.isprintable() or len(self.kind) > LONGEST_KIND:
+            object.__setattr__(self, "kind", printable(self.kind)[1:-1])
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -297,6 +297,12 @@ def test_unsupported_tensors_are_refused_by_name():
     assert message.endswith("save them as plain dense tensors")
 
 
+def test_kinds_that_files_name_are_fit_to_be_printed():
+    assert UnsupportedTensor("torch.Flo\x1b[2Jat").kind == r"torch.Flo\x1b[2Jat"
+    assert len(UnsupportedTensor("torch." + "F" * 500).kind) < 200
+    assert r"'w' is a\nb" in refusal({"w": UnsupportedTensor("a\nb")})
+
+
 def test_a_state_dict_of_unsupported_tensors_alone_is_refused_for_them():
     assert "'w\\n' is meta" in refusal({"w\n": UnsupportedTensor("meta")})
 
