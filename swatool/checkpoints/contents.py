@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from swatool.errors import printable
 from swatool.tensors import DType, StoredTensor
 
-__all__ = ["Contents", "Opaque", "TensorDescriptor", "UnsupportedTensor"]
+__all__ = ["Contents", "Opaque", "TensorDescriptor", "Unnamed", "UnsupportedTensor"]
 
 LONGEST_KIND = 100  # characters
 
@@ -51,6 +51,15 @@ class UnsupportedTensor:
     def __post_init__(self) -> None:
         if not self.kind.isprintable() or len(self.kind) > LONGEST_KIND:
             object.__setattr__(self, "kind", printable(self.kind)[1:-1])
+
+
+class Unnamed:
+    """Stands for a key that is no text or small number, of an entry that is a tensor; each is another one."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "a tensor under something that is no text"
 
 
 @dataclass(slots=True, unsafe_hash=True)

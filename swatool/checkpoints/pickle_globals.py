@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTensor
+from swatool.checkpoints.contents import Opaque, TensorDescriptor, Unnamed, UnsupportedTensor
 from swatool.errors import printable
 from swatool.tensors import DTYPES, DType
 
-__all__ = ["CONTAINERS", "NOT_AN_IDENTIFIER", "MalformedError", "Storage", "call", "is_key", "storage"]
+__all__ = [
+    "CONTAINERS",
+    "HARMLESS",
+    "NOT_AN_IDENTIFIER",
+    "MalformedError",
+    "Storage",
+    "call",
+    "is_key",
+    "storage",
+]
 
 MAX_RANK = 64
 MAX_LENGTH = (1 << 63) - 1
@@ -251,6 +260,8 @@ def _ordered_dict(arguments: Arguments) -> dict[object, object]:
             raise MalformedError("makes an OrderedDict of something that is not a list of pairs")
         if is_key(pair[0]):
             result[pair[0]] = pair[1]
+        elif type(pair[1]) is TensorDescriptor:
+            result[Unnamed()] = pair[1]
     # Honest pickles make the list for this call alone. Used up, it cannot be copied a thousand times.
     pairs[:] = [USED_UP] if pairs else []
     return result
@@ -261,7 +272,10 @@ def is_key(key: object) -> bool:
     return type(key) is str or (type(key) is int and -(1 << 31) <= key < 1 << 31)
 
 
-def _default_dict(_arguments: Arguments) -> dict[object, object]:
+def _default_dict(arguments: Arguments) -> dict[object, object]:
+    """defaultdict(factory), whose entries are set afterwards."""
+    if len(arguments) > 1:
+        raise MalformedError("makes a defaultdict of something that it would hold already")
     return {}
 
 
@@ -282,6 +296,18 @@ DESCRIBED: Mapping[str, Callable[[Arguments], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
 }
+# What descriptions of distributed checkpoints call beside their own classes: it changes no argument.
+HARMLESS = frozenset(
+    {
+        *("torch.Size", "torch.device", "torch.serialization._get_layout", "collections.OrderedDict"),
+        *("collections.defaultdict", "uuid.UUID", "datetime.datetime"),
+        *(
+            f"pathlib{home}.{name}"
+            for home in ("", "._local")
+            for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+        ),
+    }
+)
 CONTAINERS = frozenset({"collections.OrderedDict", "collections.defaultdict"})
 # Apart, so that one of them inside another is not followed: a pickle may nest them a million deep.
 REWRAPPED = frozenset({"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"})

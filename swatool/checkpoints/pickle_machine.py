@@ -101,6 +101,7 @@ class PickleMachine:
         """Keep the value on the top of the stack under a number."""
         if index == len(self.memo):
             self.memo.append(self.stack[-1])
+            self.far.pop(index, None)  # kept there before, it would be counted twice
         elif index < len(self.memo):
             self.memo[index] = self.stack[-1]
         else:

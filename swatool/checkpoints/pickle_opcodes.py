@@ -10,8 +10,15 @@ import pickle
 import struct
 from collections.abc import Mapping
 
-from swatool.checkpoints.contents import Opaque, TensorDescriptor
-from swatool.checkpoints.pickle_globals import CONTAINERS, MalformedError, Storage, call, is_key
+from swatool.checkpoints.contents import Opaque, TensorDescriptor, Unnamed
+from swatool.checkpoints.pickle_globals import (
+    CONTAINERS,
+    HARMLESS,
+    MalformedError,
+    Storage,
+    call,
+    is_key,
+)
 from swatool.checkpoints.pickle_machine import PickleMachine
 from swatool.checkpoints.pickle_records import Record
 from swatool.checkpoints.pickle_values import (
@@ -27,6 +34,7 @@ from swatool.checkpoints.pickle_values import (
     text,
     text_integer,
 )
+from swatool.errors import printable
 
 __all__ = ["HANDLERS", "EndOfPickle"]
 
@@ -49,7 +57,7 @@ def _store(layout: str) -> Handler:
     def store(machine: PickleMachine, position: int) -> int:
         memo = machine.memo
         index = read(machine.data, position)[0]
-        if index == len(memo):  # what honest picklers do, a dozen times for each tensor
+        if index == len(memo) and not machine.far:  # what honest picklers do, a dozen times for each tensor
             memo.append(machine.stack[-1])
         else:
             machine.store(index)
@@ -207,6 +215,8 @@ def _update(target: object, items: list[object]) -> None:
             key = items[index]
             if type(key) is str or is_key(key) or type(key) is Record:
                 target[key] = items[index + 1]
+            elif type(items[index + 1]) is TensorDescriptor:
+                target[Unnamed()] = items[index + 1]
     elif not isinstance(target, Opaque):
         raise MalformedError("sets items of something that is not a dict")
 
@@ -226,6 +236,19 @@ def _stack_global(machine: PickleMachine, position: int) -> int:
 
 
 def _reduce(machine: PickleMachine, position: int) -> int:
+    function = machine.stack[-2]
+    # A function that nobody knows may change what it is given, which can be any value of the pickle.
+    if (
+        machine.records
+        and isinstance(function, Opaque)
+        and function.name not in machine.records
+        and function.name not in HARMLESS
+    ):
+        raise MalformedError(f"calls {printable(function.name)}, which has no place in it")
+    return _make(machine, position)
+
+
+def _make(machine: PickleMachine, position: int) -> int:
     arguments = machine.stack.pop()
     function = machine.stack[-1]
     if type(arguments) is not tuple or not isinstance(function, Opaque):
@@ -247,7 +270,7 @@ def _new_object(machine: PickleMachine, position: int) -> int:
     arguments, function = machine.stack[-1], machine.stack[-2]
     if arguments and isinstance(function, Opaque) and function.name in CONTAINERS:
         raise MalformedError("makes a container of something that it would not hold")
-    return _reduce(machine, position)
+    return _make(machine, position)
 
 
 def _new_object_with_keywords(machine: PickleMachine, position: int) -> int:

@@ -139,7 +139,9 @@ def long_integer(layout: str) -> Handler:
 def text_integer(machine: PickleMachine, position: int) -> int:
     """Push what Python 2 wrote for integers of more than 32 bits."""
     line, position = machine.line(position)
-    if len(line) > 20 or not (line.isascii() and line.removeprefix("-").isdigit()):
+    digits = line.removeprefix("-")
+    # With a zero before others, some readers take it for octal, and 01 for True.
+    if len(line) > 20 or not (line.isascii() and digits.isdigit()) or (digits[0] == "0" and len(digits) > 1):
         raise MalformedError("holds a number that is none")
     machine.stack.append(int(line))
     return position

@@ -34,8 +34,10 @@ from hostile.pickles import (
     text,
     tuple_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTensor
+from swatool.checkpoints.contents import Opaque, TensorDescriptor, Unnamed, UnsupportedTensor
 from swatool.checkpoints.pickle_descriptors import load_descriptors, next_descriptors
 from swatool.errors import CheckpointError
 from swatool.tensors import DTYPES
@@ -694,3 +696,52 @@ def test_the_collector_is_left_as_it_was():
             assert gc.isenabled() == enabled
         finally:
             gc.enable()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["q", "r", "\x94"]), st.integers(0, 6)), max_size=12))
+def test_the_memo_is_numbered_as_python_numbers_it(puts):
+    """Whatever order a pickle numbers its values in, and however often one number."""
+    body = b""
+    for place, (opcode, index) in enumerate(puts):
+        number = {"q": bytes([index]), "r": index.to_bytes(4, "little"), "\x94": b""}[opcode]
+        body += b"X\1\0\0\0" + bytes([97 + place]) + opcode.encode("latin-1") + number
+    for index in range(9):
+        data = b"\x80\x04(" + body + b"h" + bytes([index]) + b"t."
+        try:
+            expected = pickle.loads(data)
+        except pickle.UnpicklingError:
+            with pytest.raises(CheckpointError):
+                load_descriptors(data, "file")
+        else:
+            assert load_descriptors(data, "file") == expected
+
+
+@pytest.mark.parametrize("digits", [b"04000", b"-04", b"00", b"01", b"-01"])
+def test_numbers_that_readers_take_differently_are_refused(digits):
+    with pytest.raises(CheckpointError, match="holds a number that is none"):
+        load_descriptors(b"\x80\x02I" + digits + b"\n.", "file")
+
+
+def test_a_defaultdict_that_holds_something_from_the_start_is_refused():
+    data = b"\x80\x02ccollections\ndefaultdict\nN}X\1\0\0\0aK\1s\x86R."
+    assert pickle.loads(data) == {"a": 1}
+    with pytest.raises(CheckpointError, match="makes a defaultdict of something that it would hold"):
+        load_descriptors(data, "file")
+
+
+def test_among_records_nothing_unknown_is_called():
+    data = b"\x80\x02(}q\0coperator\nsetitem\nh\0X\1\0\0\0aK\1\x87Rt."
+    assert pickle.loads(data) == ({"a": 1}, None)
+    with pytest.raises(CheckpointError, match=r"calls 'operator\.setitem', which has no place in it"):
+        load_descriptors(data, "file", records=("some.Record",))
+
+
+def test_tensors_under_keys_that_are_no_texts_are_told():
+    file = io.BytesIO()
+    one = torch.ones(2)
+    torch.save({"a": one, b"k": one, ("l", 1): one, 3: one, "x" * 4_000_000: one, None: 7}, file)
+    with zipfile.ZipFile(file) as archive:
+        found = load_descriptors(archive.read("archive/data.pkl"), "file")
+    unnamed = [str(key) for key in found if isinstance(key, Unnamed)]
+    assert unnamed == ["a tensor under something that is no text"] * 3
+    assert [key for key in found if not isinstance(key, Unnamed)] == ["a", 3]
