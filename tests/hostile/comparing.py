@@ -8,7 +8,7 @@ import warnings
 import safetensors
 import torch
 
-from swatool.checkpoints.contents import Opaque, TensorDescriptor, UnsupportedTensor
+from swatool.checkpoints.contents import Opaque, TensorDescriptor, Unnamed, UnsupportedTensor
 from swatool.checkpoints.pickle_globals import is_key
 from swatool.tensors import DTYPES, StoredTensor
 
@@ -58,15 +58,20 @@ def difference(ours, theirs, values):
 
 def _paired(left, right):
     if isinstance(left, dict):
-        known = (
-            {key: value for key, value in right.items() if is_key(key)} if isinstance(right, dict) else None
-        )
-        return (
-            None if known is None or known.keys() != left.keys() else [(k, left[k], known[k]) for k in left]
-        )
+        return _paired_entries(left, right) if isinstance(right, dict) else None
     if not isinstance(right, list | tuple) or len(left) != len(right):
         return None
     return [(index, *pair) for index, pair in enumerate(zip(left, right, strict=True))]
+
+
+def _paired_entries(left, right):
+    """Entries by their keys; of those under other keys only tensors count, each of which must be told."""
+    named = {key: value for key, value in left.items() if not isinstance(key, Unnamed)}
+    known = {key: value for key, value in right.items() if is_key(key)}
+    untold = sum(isinstance(value, torch.Tensor) for key, value in right.items() if not is_key(key))
+    if known.keys() != named.keys() or untold > len(left) - len(named):
+        return None
+    return [(key, value, known[key]) for key, value in named.items()]
 
 
 def _equal(left, right):
