@@ -77,6 +77,8 @@ def read_yaml(text: str | bytes, where: str, mistakes: list[tuple[int, str]] | N
         return _Reader(yaml.parse(decoded, Loader=LOADER), where, mistakes).document()
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is not UTF-8, near byte {error.start}") from error
+    except UnicodeEncodeError as error:  # half a character, as the system hands on bytes that are no text
+        raise UsageError(f"{where} is not UTF-8, near character {error.start}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{where}, line {line}: {error.problem or 'this is no YAML'}") from error

@@ -118,3 +118,9 @@ def test_what_is_refused(text, said):
 def test_bombs_are_refused_or_read(text):
     with contextlib.suppress(UsageError):
         read_yaml(text, "'r.yaml'")
+
+
+def test_a_text_with_half_a_character_is_refused():
+    """As the value of an argument that is not UTF-8."""
+    with pytest.raises(UsageError, match=r"^'r\.yaml' is not UTF-8, near character 1$"):
+        read("a\udcff")
