@@ -43,6 +43,8 @@ NO_WEIGHTS = re.compile(
     r"|.*optim_states\.pt"
 )
 BESIDE_THE_WEIGHTS = ("optim", "scheduler", "sampler")
+# `**/` before another `**` means nothing more, but each finds all that the next finds once again.
+REPEATED = re.compile(r"(^|/)(?:\*\*/+)+(?=\*\*(?:/|$))")
 SORTS = ("step", "name", "mtime", "given")
 
 
@@ -131,7 +133,7 @@ def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
         elif not is_pattern(path):
             yield Found([path])
         else:
-            matches = sorted(glob.glob(path, recursive=True))
+            matches = sorted(glob.glob(REPEATED.sub(r"\1", path), recursive=True))
             matches = [match for match in matches if not (os.path.isdir(match) and _is_temporary(match))]
             if not matches:
                 raise CheckpointError(f"no file matches {printable(path)}")

@@ -314,10 +314,20 @@ def test_a_path_may_be_a_path_object(tmp_path):
         ("run/?.bin", ["run/a.bin"]),
         ("run/**/[bc].pt", ["run/below/b.pt", "run/below/deep/c.pt"]),
         ("r?n/below/*.pt", ["run/below/b.pt"]),
+        ("run/**/**//**/[bc].pt", ["run/below/b.pt", "run/below/deep/c.pt"]),
+        ("**/**/below/**/**/c.pt", ["run/below/deep/c.pt"]),
     ],
 )
 def test_a_quoted_pattern_is_expanded(pattern, wanted):
     assert expand([pattern]) == wanted
+
+
+def test_a_pattern_of_many_wildcards_is_no_burden(tmp_path):
+    """Each of them used to multiply what the ones before had found: here, by two millions in all."""
+    deep = tmp_path.joinpath(*"abcdefghijkl")
+    deep.mkdir(parents=True)
+    (deep / "a.pt").touch()
+    assert expand([f"{tmp_path}/{'**/' * 12}*.pt"]) == [str(deep / "a.pt")]
 
 
 @pytest.mark.usefixtures("folder")
