@@ -19,7 +19,7 @@ from types import FrameType
 __all__ = ["run_in_group"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 0.5  # seconds between the request to end and the end: launchers end their workers meanwhile
+GRACE = 0.3  # seconds between the request to end and the end: launchers end their workers meanwhile
 PAUSE = 0.01
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from processes import is_gone
 
-from swatool.jobs.process_group import SIGNALS, run_in_group
+from swatool.jobs.process_group import GRACE, SIGNALS, run_in_group
 
 # A command that tells the process that it starts, which can be deaf to what asks it to end.
 WAITING = "{deaf} sleep 77 & echo $! > inner.new; mv inner.new inner; wait; echo 1"
@@ -81,6 +81,11 @@ def test_what_a_stopped_command_started_is_ended_within_a_second(deaf):
     thread.join()
     assert is_gone(inner())
     assert took < 1
+
+
+def test_the_grace_leaves_most_of_a_second_to_the_rest():
+    """A run that is asked to end does so within a second, its own start to the end of Python included."""
+    assert GRACE <= 0.3
 
 
 def test_what_a_failed_command_started_is_ended():
