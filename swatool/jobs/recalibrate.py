@@ -6,13 +6,12 @@ it, and the checkpoint is copied to the output with the new statistics in their 
 
 from __future__ import annotations
 
-import glob
 import os
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from swatool.data.options import Data, DataOptions
 from swatool.errors import MismatchError, printable
 from swatool.jobs.average_output import OutputOptions, check_place, choose_format
 from swatool.jobs.evaluation import evaluate, load_function
+from swatool.jobs.named_files import files_named_in
 from swatool.jobs.recalibrate_output import Written, new_statistics, write_recalibrated
 from swatool.jobs.recalibrate_report import (
     DataReport,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from swatool.batchnorm.report import BatchNormReport, Progress
     from swatool.checkpoints.opening import Checkpoint
 
-__all__ = ["check_recalibration", "files_named_in", "recalibrate_checkpoint"]
+__all__ = ["check_recalibration", "recalibrate_checkpoint"]
 
 
 def recalibrate_checkpoint(
@@ -194,17 +194,6 @@ def _torch_set_up(settings: RecalibrateSettings) -> Iterator[torch.device]:
         yield device
     finally:
         torch.set_num_threads(threads)
-
-
-def files_named_in(*specs: str | None) -> Iterator[tuple[int, int]]:
-    """Yield device and inode of the files that the user names besides the checkpoint."""
-    for spec in specs:
-        for text in {spec or "", (spec or "").rpartition(":")[0], (spec or "").partition(":")[2]} - {""}:
-            with suppress(OSError, ValueError):
-                for path in (text, *glob.glob(text)):
-                    if os.path.isfile(path):
-                        status = os.stat(path)
-                        yield status.st_dev, status.st_ino
 
 
 def _draw_alike(seed: int) -> None:

@@ -16,7 +16,8 @@ from swatool.errors import (
     printable,
 )
 from swatool.jobs.average import Request, average_all
-from swatool.jobs.recalibrate import check_recalibration, files_named_in
+from swatool.jobs.named_files import files_named_in
+from swatool.jobs.recalibrate import check_recalibration
 from swatool.jobs.recipe_evaluation import find_evaluations
 from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import NUMPY_FILES
@@ -83,7 +84,8 @@ def _check_targets(recipe: Recipe, own: str, mistakes: Mistakes) -> None:
     ]
     written += [(("report",), recipe.report)] if recipe.report else []
     inputs = set(_files_of(path for one in recipe.inputs for path in _expanded(one)))
-    kept = {*_files_of([own]), *files_named_in(*_specs(recipe))}
+    likes = [one.like for one in recipe.wanted if one.like is not None]
+    kept = {*_files_of([own, *likes]), *files_named_in(*_specs(recipe))}
     recalibrated = {one.recalibrated for one in recipe.products}
     for place, path in written:
         with mistakes.at(*place):
@@ -162,8 +164,9 @@ def _specs(recipe: Recipe) -> Iterator[str | None]:
     """Yield what a recipe names that may be a file, besides its inputs."""
     yield recipe.select.metrics
     for wanted in recipe.wanted:
-        if wanted.recalibrate is not None:
-            yield from (wanted.recalibrate.model, wanted.recalibrate.data)
+        asked = wanted.recalibrate
+        if asked is not None:
+            yield from (asked.model, asked.data, asked.forward, asked.evaluate)
         evaluation = recipe.evaluation(wanted)
         if evaluation is not None:
             yield from (evaluation.command, *evaluation.command.split())

@@ -14,6 +14,7 @@ from swatool.checkpoints.selection import expand
 from swatool.errors import UsageError, printable
 from swatool.jobs.average_output import OutputOptions
 from swatool.jobs.average_settings import AverageSettings, Choosing
+from swatool.jobs.named_files import files_named_in, refuse_evaluation_as_output
 from swatool.jobs.recipe_model import Recipe
 from swatool.jobs.recipe_parts import Evaluation, Machine, Output, Parameters
 from swatool.jobs.scoring import Scoring
@@ -64,7 +65,10 @@ def check_recipe_target(path: str, asked: AskedFor) -> None:
         raise UsageError(f"--save-recipe {printable(path)} is the output, too: give it a name of its own")
     inputs = [os.stat(one) for one in expand(asked.checkpoints) if os.path.exists(one)]
     identities = {(status.st_dev, status.st_ino) for status in inputs}
+    identities |= set(files_named_in(asked.settings.metrics, asked.settings.like))
     check_target(path, overwrite=asked.settings.overwrite, inputs=identities, nbytes=0)
+    if asked.scoring is not None:
+        refuse_evaluation_as_output([path], asked.scoring.evaluate)
     _recipe(path, asked)
     try:
         _text(path, asked)

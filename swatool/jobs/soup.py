@@ -17,6 +17,7 @@ from swatool.jobs.average import DEFAULT_OUTPUT, Paths, average_all
 from swatool.jobs.average_output import choose_format
 from swatool.jobs.average_plan import Request, plan_averages
 from swatool.jobs.average_report import AverageJob, planned_report
+from swatool.jobs.named_files import refuse_evaluation_as_output
 from swatool.jobs.running import uncollected
 from swatool.jobs.scoring import Scoring, check_comparable, score
 from swatool.jobs.soup_candidates import Candidates, candidate_suffix
@@ -74,6 +75,7 @@ def soup(
     elif options:
         raise TypeError("give either settings or single options, not both")
     started = time.perf_counter()
+    refuse_evaluation_as_output([os.fspath(output)], scoring.evaluate)
     with ExitStack() as stack:
         request = make_request(checkpoints, os.fspath(output), scoring, settings, stack)
         before = None if restart else found_before(request)

@@ -11,6 +11,7 @@ from swatool.averaging.scheme_choice import scheme_options
 from swatool.errors import CheckFailedError, UsageError, printable
 from swatool.jobs.average import Request, average_all
 from swatool.jobs.average_settings import AverageSettings
+from swatool.jobs.named_files import refuse_evaluation_as_output
 from swatool.jobs.scoring import Scoring, check_comparable, check_evaluation, score
 from swatool.jobs.sweeps import Variant, as_axes, fill, fill_none, sweep
 from swatool.output.old_checksum import remove_checksum
@@ -67,6 +68,8 @@ def average_sweep(
         check_evaluation(scoring.evaluate)
     written = as_axes(axes) if isinstance(axes, Mapping) else axes
     variants, requests = _requests(os.fspath(output), written, settings)
+    if scoring is not None:
+        refuse_evaluation_as_output([one.output for one in requests], scoring.evaluate)
 
     def told(reports: Sequence[Report]) -> SweepReport:
         swept = [SweptReport(dict(v), report) for v, report in zip(variants, reports, strict=True)]

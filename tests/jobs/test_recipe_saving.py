@@ -140,6 +140,18 @@ def test_a_recipe_is_never_an_input_or_the_output(path, said):
     assert Path("run/a.pt").read_bytes() == b""
 
 
+@pytest.mark.parametrize("name", ["like.pt", "table.csv", "fast.py"])
+def test_a_recipe_does_not_replace_what_the_command_line_names(name):
+    for other in ("like.pt", "table.csv", "fast.py"):
+        Path(other).write_text("mine")
+    chosen = AverageSettings(
+        overwrite=True, like="like.pt", best=1, metric="loss", mode="min", metrics="table.csv"
+    )
+    with pytest.raises(UsageError, match=f"'{name}' is (one of the inputs|named by --eval)"):
+        saved(name, settings=chosen, scoring=Scoring(evaluate="python3 fast.py {path}", mode="max"))
+    assert Path(name).read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["br[1]", "br*", "br{x}"])
 def test_a_folder_may_be_called_like_a_pattern(name, tmp_path, monkeypatch):
     (tmp_path / name / "run").mkdir(parents=True)

@@ -435,6 +435,30 @@ def test_neither_the_recipe_nor_what_it_names_is_written_over(tmp_path, name):
     assert not (tmp_path / "out.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("code.py", "recalibrate: {path: bn.pt, model: 'm:f', data: 'd:f', forward: 'code.py:f'}"),
+        ("code.py", "recalibrate: {path: bn.pt, model: 'm:f', data: 'd:f', evaluate: 'code.py:f'}"),
+        ("like.pt", "like: like.pt"),
+        ("folder/part", "like: folder"),
+    ],
+)
+def test_what_only_an_output_names_is_not_written_over(tmp_path, name, named):
+    (tmp_path / "folder").mkdir()
+    for file in ("0.safetensors", "like.pt", "folder/part"):
+        torch.save({"w": torch.ones(2)}, tmp_path / file)
+    (tmp_path / "code.py").write_text("def f(*_): pass\n")
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / "r.yaml").write_text(
+        f"inputs: '*.safetensors'\nrun: {{overwrite: true}}\nreport: {name}\n"
+        f"outputs: {{path: out.pt, {named}}}\n"
+    )
+    with pytest.raises(UsageError, match="is the recipe, or what it names"):
+        run_recipe(tmp_path / "r.yaml")
+    assert (tmp_path / name).read_bytes() == before
+
+
 PLANNED = """inputs:
 - run/*.pt
 - nodir/
