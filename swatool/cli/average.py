@@ -25,7 +25,7 @@ from swatool.errors import UsageError, printable
 from swatool.jobs.average_settings import DEFAULT_OUTPUT, AverageSettings
 from swatool.jobs.recipe_saving import AskedFor, check_recipe_target, save_recipe
 from swatool.jobs.scoring import Scoring
-from swatool.jobs.sweep_average import average_sweep
+from swatool.jobs.sweep_average import average_sweep, outputs_of_sweep
 
 __all__ = ["average"]
 
@@ -217,7 +217,8 @@ def average(
     )
     if saved_recipe is not None:
         check_recipe_target(saved_recipe, asked)
-    with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(output):
+    outputs = outputs_of_sweep(output, sweep or (), settings)
+    with Telling(quiet=quiet or as_json, verbose=verbose) as telling, telling_of(*outputs):
         report = average_sweep(
             checkpoints,
             output,

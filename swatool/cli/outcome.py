@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import ParamSpec
@@ -74,15 +74,26 @@ def ending_in_an_exit_code(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def telling_of(output: str) -> Iterator[None]:
-    """Note on whatever stops the block by force whether the output was written before that."""
-    before = _identity(output)
+def telling_of(*outputs: str) -> Iterator[None]:
+    """Note on whatever stops the block by force which outputs were written before that."""
+    before = {path: _identity(path) for path in outputs}
     try:
         yield
     except (Stopped, MemoryError) as error:
-        written = _identity(output) != before
-        error.add_note("the output was written" if written else "no output was written")
+        error.add_note(_what_was_written([path for path in outputs if _is_new(path, before[path])], outputs))
         raise
+
+
+def _is_new(path: str, before: tuple[int, int] | None) -> bool:
+    return _identity(path) not in (None, before)
+
+
+def _what_was_written(written: Sequence[str], outputs: Sequence[str]) -> str:
+    if not written:
+        return "no output was written"
+    if len(outputs) == 1:
+        return "the output was written"
+    return f"written before that: {', '.join(map(printable, written[:5]))}{', ...' if written[5:] else ''}"
 
 
 @contextmanager

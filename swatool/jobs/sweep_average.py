@@ -18,7 +18,7 @@ from swatool.output.old_checksum import remove_checksum
 from swatool.report import Report, SweepReport, SweptReport
 from swatool.version import __version__
 
-__all__ = ["KEEPS", "SWEPT", "average_sweep"]
+__all__ = ["KEEPS", "SWEPT", "average_sweep", "outputs_of_sweep"]
 
 KEEPS = ("best", "all")
 # What may differ between the averages of a sweep: which checkpoints, and with which coefficients.
@@ -93,6 +93,15 @@ def average_sweep(
     if scoring is None or settings.dry_run:
         return report
     return _ranked(report, scoring, keep, on_score)
+
+
+def outputs_of_sweep(output: str, axes: Sequence[str], settings: AverageSettings) -> list[str]:
+    """Return what `average_sweep` writes, before any of it is kept or removed.
+
+    Raises:
+        UsageError: the axes are none, contradict the settings, or are not told apart by the output's name.
+    """
+    return [one.output for one in _requests(output, axes, settings)[1]]
 
 
 def _requests(

@@ -22,6 +22,7 @@ from swatool.errors import (
     SwatoolError,
     UsageError,
 )
+from swatool.jobs import sweep_average
 from swatool.output import publish
 from swatool.output.layout import OutputFile
 from swatool.output.publish import PendingFile
@@ -281,6 +282,23 @@ def test_signal_after_the_output_was_written(files, monkeypatch, number):
     result = CliRunner().invoke(app, ["average", *map(str, files), "-o", str(output)])
     assert result.exit_code == 128 + number
     assert ("no output was written" in result.stderr) is not output.exists()
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out-{last}.pt"])
+def test_signal_while_averages_are_evaluated(files, monkeypatch, name):
+    """All of a sweep that was written stays and is told, though the best was not found."""
+    monkeypatch.chdir(files[0].parent)
+    torch.save({"w": torch.ones(10), "n": torch.tensor(2)}, "ckpt-2.pt")
+    monkeypatch.setattr(sweep_average, "score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    swept = ["--sweep", "last=2,3"] if "{" in name else []
+    evaluation = ["--eval", "true {path}", "--mode", "min"]
+    result = CliRunner().invoke(
+        app, ["average", *map(str, files), "ckpt-2.pt", "-o", name, *swept, *evaluation, "-q"]
+    )
+    assert result.exit_code == 128 + signal.SIGTERM
+    said = "written before that: 'out-2.pt', 'out-3.pt'" if swept else "the output was written"
+    assert result.stderr.splitlines() == [f"error: stopped by SIGTERM; {said}"]
+    assert all(os.path.exists(name.format(last=last)) for last in (2, 3))
 
 
 def run(arguments, **options):
