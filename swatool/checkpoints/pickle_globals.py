@@ -296,11 +296,11 @@ DESCRIBED: Mapping[str, Callable[[Arguments], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
 }
-# What descriptions of distributed checkpoints call beside their own classes: it changes no argument.
+# What descriptions of distributed checkpoints may call beside their own classes: it changes no argument.
 HARMLESS = frozenset(
     {
-        *("torch.Size", "torch.device", "torch.serialization._get_layout", "collections.OrderedDict"),
-        *("collections.defaultdict", "uuid.UUID", "datetime.datetime"),
+        *DESCRIBED,
+        *("torch.device", "torch.serialization._get_layout", "uuid.UUID", "datetime.datetime"),
         *(
             f"pathlib{home}.{name}"
             for home in ("", "._local")
