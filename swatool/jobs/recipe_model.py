@@ -209,13 +209,19 @@ class Recipe:
         made = [one for index in sound for one in self._made(index, self.wanted[index])]
         written = [(("outputs", one.index), path) for one in made for path in one.files]
         written += [(("report",), self.report)] if isinstance(self.report, str) else []  # type: ignore[list-item]
-        counts = Counter(os.path.normpath(path) for _, path in written)
+        counts = Counter(_real_name(path) for _, path in written)
         seen = set()
         for place, path in written:
-            name = os.path.normpath(path)
+            name = _real_name(path)
             if counts[name] > 1 and name in seen:
                 yield place, f"{printable(path)} is written twice: give each output a path of its own"
             seen.add(name)
+
+
+def _real_name(path: str) -> str:
+    """Return what is the same for all paths of a file that is to be written, by whichever links they lead."""
+    folder, name = os.path.split(os.path.normpath(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _refused_parameters(settings: SchemeChoice) -> list[SwatoolError]:

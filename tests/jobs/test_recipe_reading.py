@@ -229,6 +229,14 @@ def test_what_is_wrong_is_told_in_one_sentence_with_its_line(text, said):
     assert message.isprintable()
 
 
+def test_an_output_under_two_names_of_one_folder_is_written_twice(folder):
+    (folder / "d").mkdir()
+    (folder / "e").symlink_to("d")
+    text = "inputs: run\noutputs:\n- path: d/o.safetensors\n- path: e/o.safetensors\n"
+    with pytest.raises(UsageError, match=r"line 4: outputs\[1\]: 'e/o.safetensors' is written twice"):
+        read(text)
+
+
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(UsageError) as caught:
         read("""inputs: run
