@@ -14,7 +14,7 @@ from faults.finding import Finding
 from faults.signalling import AT_A_LINE, ENOUGH_FOR_LINES, SECONDS, SIGNALS, Tally, judge
 from faults.trials import Warm, bytes_of, clear
 
-CODE = """
+MODEL_AND_DATA = """
 import torch
 from torch import nn
 
@@ -25,7 +25,8 @@ def build():
 
 def data():
     return torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).split(10)
-
+"""
+CODE = f"""{MODEL_AND_DATA}
 
 def score(path):
     from safetensors.torch import load_file

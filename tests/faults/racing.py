@@ -10,22 +10,12 @@ from pathlib import Path
 import torch
 
 from faults import inputs
+from faults.commands import MODEL_AND_DATA
 from faults.finding import Finding
 from faults.trials import Warm, bytes_of, clear
 
 NBYTES = 2 << 20
-CODE = """
-import torch
-from torch import nn
-
-
-def build():
-    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
-
-
-def data():
-    return torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).split(10)
-
+CODE = f"""{MODEL_AND_DATA}
 
 def score(path):
     return 1.0

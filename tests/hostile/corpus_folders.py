@@ -274,7 +274,7 @@ def metadata():
         ("a call", program(call("os.system", "mkdir canary", 4), 4), r"would call os\.system"),
         ("a state dict", program(b"}" + text("w") + tensor() + b"s"), "should be a Metadata"),
         ("a memo bomb", program(b"]0" * 600_000 + b"N"), "far more than its tensors need"),
-        ("records that cost nothing", program(CHEAP), "far more than its tensors need|does not end with one"),
+        ("records that cost nothing", program(CHEAP), "far more than its tensors need"),
         ("a deep value", program(b"N" + b"\x85" * 300_000), "should be a Metadata"),
         ("an empty file", b"", "ends too early"),
         ("a persistent id", program(tuple_of(text("storage")) + b"Q"), "persistent id"),

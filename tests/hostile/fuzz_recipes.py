@@ -65,18 +65,11 @@ def mutant(dice):
 
 def _with_other_lines(dice, data):
     """Swap, repeat, remove or join lines."""
-    lines = data.splitlines(keepends=True)
-    place, other = dice.randrange(len(lines)), dice.randrange(len(lines))
-    change = dice.randrange(4)
-    if change == 0:
-        lines[place], lines[other] = lines[other], lines[place]
-    elif change == 1:
-        lines.insert(place, lines[other])
-    elif change == 2:
-        del lines[place]
-    else:
-        lines[place] = lines[place].rstrip(b"\n") + dice.choice((b" ", b"", b"\r", b"\r\n", b", "))
-    return b"".join(lines)
+
+    def joined(line):
+        return line.rstrip(b"\n") + dice.choice((b" ", b"", b"\r", b"\r\n", b", "))
+
+    return mutating.rearranged(dice, data.splitlines(keepends=True), joined)
 
 
 def _with_other_indents(dice, data):

@@ -78,17 +78,7 @@ def mutant(dice):
 def _with_other_blocks(dice, data):
     """Swap, repeat, remove or empty whole blocks."""
     blocks = [data[place : place + BLOCK] for place in range(0, len(data), BLOCK)]
-    place, other = dice.randrange(len(blocks)), dice.randrange(len(blocks))
-    change = dice.randrange(4)
-    if change == 0:
-        blocks[place], blocks[other] = blocks[other], blocks[place]
-    elif change == 1:
-        blocks.insert(place, blocks[other])
-    elif change == 2:
-        del blocks[place]
-    else:
-        blocks[place] = bytes(BLOCK)
-    return b"".join(blocks)
+    return mutating.rearranged(dice, blocks, lambda _: bytes(BLOCK))
 
 
 def _with_another_field(dice, data):

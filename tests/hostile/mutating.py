@@ -109,3 +109,18 @@ def pickles_in(data, count):
             pass
         found.append(data[begin : stream.tell()])
     return found, data[stream.tell() :]
+
+
+def rearranged(dice, pieces, last):
+    """Swap, repeat or remove one of some pieces, lines or blocks; or change it by `last`."""
+    place, other = dice.randrange(len(pieces)), dice.randrange(len(pieces))
+    change = dice.randrange(4)
+    if change == 0:
+        pieces[place], pieces[other] = pieces[other], pieces[place]
+    elif change == 1:
+        pieces.insert(place, pieces[other])
+    elif change == 2:
+        del pieces[place]
+    else:
+        pieces[place] = last(pieces[place])
+    return b"".join(pieces)
